@@ -1,0 +1,27 @@
+// The contract of a cell: pure arithmetic on one hidden unit, written once and compiled for double, for SIMD vectors
+// and for CUDA. `V` is the value type, always the compute type (float for 16-bit storage). It offers + - * and, found
+// by argument-dependent lookup or in this namespace: tanh_(v), sigmoid_(v), select(v > 0, a, b) as `positive(v, a, b)`.
+//
+// Every cell defines
+//   forward(gx[G], gh[G], s[S], saved[K], out[S])        gx, gh: input's and recurrent products, biases included
+//   backward(saved[K], s[S], d_out[S], dgx[G], d_split, ds[S])
+// where s is the state before the step (h, then c), dgx the gradients of gx, d_split that of gh's last gate where the
+// cell says that it differs, and ds the part of the state's gradient that does not pass through the recurrent product.
+#pragma once
+
+#include <cmath>
+
+#include "../host_device.h"
+#include "../types.h"
+
+namespace rnnkern {
+
+RNNKERN_HD float tanh_(float v) { return tanhf(v); }
+RNNKERN_HD double tanh_(double v) { return tanh(v); }
+RNNKERN_HD float sigmoid_(float v) { return 1.0f / (1.0f + expf(-v)); }
+RNNKERN_HD double sigmoid_(double v) { return 1.0 / (1.0 + exp(-v)); }
+// a where v > 0 or v is NaN's own way: b where not.
+RNNKERN_HD float positive(float v, float a, float b) { return v > 0 ? a : b; }
+RNNKERN_HD double positive(double v, double a, double b) { return v > 0 ? a : b; }
+
+}  // namespace rnnkern

@@ -1,0 +1,304 @@
+// The time loop backward: for each step (last first) and panel of units, the product of the gates' gradients with the
+// transposed recurrent weight and at once the cell's backward. What the weights' gradients need is written for all
+// rows.
+#pragma once
+
+#include "../cell/gru.h"
+#include "../cell/lstm.h"
+#include "../cell/rnn.h"
+#include "panels.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class T>
+struct BackwardBuffers {
+  using C = compute_t<T>;
+  PanelSet<C> first, second;   // second: through the projection, or gru_v1's candidate
+  const T* saved = nullptr;    // [rows][K][H]
+  T* d_gates = nullptr;        // [rows][G][H] gradients of gates_x
+  T* d_split = nullptr;        // [rows][H] of gates_h's last gate, where it differs
+  T* operand = nullptr;        // [rows][R] what w_hh multiplied
+  T* reset_operand = nullptr;  // [rows][H] gru_v1: r times it
+  T* d_state = nullptr;        // [rows][R] projection: gradient of its result
+  T* projected = nullptr;      // [rows][H] projection: what w_hr multiplied
+  int64_t pitch = 0;           // of the carries
+  C* carry[2] = {};            // [h, c][B][pitch] the part that no product brings
+  C* d_operand[2] = {};        // [parity][B][head][gate][unit] gates' gradients as the next product reads them
+  int64_t d_operand_size = 0;
+  C* middle = nullptr;            // [B][pitch] between two stages
+  const C* zeros = nullptr;       // [max(pitch, d_operand_size)]
+  const T* zero_state = nullptr;  // [max(H, R)]
+};
+
+template <class T>
+struct BackwardRow {
+  using C = compute_t<T>;
+  const C* operand;  // what the stage's product multiplies
+  C* carry[2];
+  C* d_operand;  // gates' gradients for the step before
+  C* middle;
+  const T* state[2];  // h, c before the step
+  const T *d_y, *d_cells, *saved, *mask;
+  const bool *zone_h, *zone_c;
+  T *d_gates, *d_split, *h_operand, *reset_operand, *d_state, *projected;
+  bool cut;
+};
+
+template <class Cell, class T>
+class BackwardSweep {
+  using C = compute_t<T>;
+  using V = Vec<C>;
+  static constexpr bool two_stage_gru = Cell::kind == CellKind::gru_v1;
+  static constexpr bool is_lstm = Cell::kind == CellKind::lstm;
+  static constexpr int G = Cell::gates, K = Cell::saved;
+
+ public:
+  BackwardSweep(const Cell& cell, const Problem& problem, const Group& group, const GroupGradients& gradients,
+                const BackwardBuffers<T>& buffers, const Timeline& time, const int64_t* rows, int64_t count,
+                BackwardRow<T>* live)
+      : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()), head_size_(problem.head_size()),
+        projection_(problem.proj_size > 0), group_(group), gradients_(gradients), buffers_(buffers), time_(time),
+        rows_{&time, rows, count}, row_(live) {}
+
+  static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
+
+  void begin(int64_t first, int64_t stride) {
+    for (int64_t i = first; i < rows_.count; i += stride) {
+      start(gradients_.d_h_n, state_size_, rows_.rows[i], 0);
+      if constexpr (is_lstm) start(gradients_.d_c_n, hidden_, rows_.rows[i], 1);
+      if (!time_.offsets) clear_padding(rows_.rows[i]);
+    }
+  }
+
+  void prepare(int64_t s) {
+    int64_t const t = group_.reverse ? s : time_.steps - 1 - s;
+    live_ = rows_.at(t);
+    for (int64_t i = 0; i < live_; ++i) {
+      int64_t const b = rows_.rows[i], at = time_.row(t, b);
+      int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;  // the row's own step
+      int64_t const next = group_.reverse ? t - 1 : t + 1;              // the step after it in the recurrence
+      BackwardRow<T>& row = row_[i];
+      bool const last = n == time_.lengths[b] - 1;
+      bool const cut_after = !last && time_.cut(next, b, group_.reverse);
+      row.cut = time_.cut(t, b, group_.reverse);
+      row.operand = last || cut_after ? buffers_.zeros : d_operand((n + 1) & 1, b);
+      row.d_operand = d_operand(n & 1, b);
+      row.carry[0] = buffers_.carry[0] + b * buffers_.pitch;
+      row.state[0] = previous(group_.h_0, group_.y, group_.y_stride, state_size_, n, t, b, row.cut);
+      if constexpr (is_lstm) {
+        row.carry[1] = buffers_.carry[1] + b * buffers_.pitch;
+        row.state[1] = previous(group_.c_0, group_.cells, hidden_, hidden_, n, t, b, row.cut);
+        row.d_cells = gradients_.d_cells ? static_cast<const T*>(gradients_.d_cells) + at * hidden_ : nullptr;
+        row.zone_c = group_.zone_c ? group_.zone_c + at * hidden_ : nullptr;
+      }
+      row.d_y = gradients_.d_y ? static_cast<const T*>(gradients_.d_y) + at * group_.y_stride : nullptr;
+      row.saved = buffers_.saved + at * K * hidden_;
+      row.mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
+      row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
+      row.d_gates = buffers_.d_gates + at * G * hidden_;
+      if (Cell::split_gate) row.d_split = buffers_.d_split + at * hidden_;
+      row.h_operand = buffers_.operand + at * state_size_;
+      if (two_stage_gru) row.reset_operand = buffers_.reset_operand + at * hidden_;
+      if (projection_) {
+        row.d_state = buffers_.d_state + at * state_size_;
+        row.projected = buffers_.projected + at * hidden_;
+      }
+      if (buffers_.middle) row.middle = buffers_.middle + b * buffers_.pitch;
+    }
+  }
+
+  void run(int stage, int first, int last) {
+    const PanelSet<C>& set = stage == 0 ? buffers_.first : buffers_.second;
+    if (stage == 1)
+      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
+    if constexpr (two_stage_gru) {
+      if (stage == 0) return run_panels(set, first, last, row_, live_, [&](auto&&... a) { candidate(a...); });
+      run_panels(set, first, last, row_, live_, [&](auto&&... a) { gate(a...); });
+    } else {
+      if (stage == 1) return run_panels(set, first, last, row_, live_, [&](auto&&... a) { through_projection(a...); });
+      if (projection_) return run_panels(set, first, last, row_, live_, [&](auto&&... a) { onto_projection(a...); });
+      run_panels(set, first, last, row_, live_, [&](auto&&... a) { step(a...); });
+    }
+  }
+
+  // The initial state's gradients: the first step's product, and what was carried.
+  void end(int first, int last) {
+    if (gradients_.d_h_0) {
+      for (int64_t i = 0; i < rows_.count; ++i) {
+        int64_t const b = rows_.rows[i], n = time_.lengths[b];
+        bool const cut = n == 0 || time_.cut(group_.reverse ? n - 1 : 0, b, group_.reverse);
+        row_[i].operand = cut ? buffers_.zeros : d_operand(0, b);
+        row_[i].carry[0] = buffers_.carry[0] + b * buffers_.pitch;
+        row_[i].mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
+        row_[i].d_state = static_cast<T*>(gradients_.d_h_0) + b * state_size_;
+      }
+      run_panels(buffers_.first, first, last, row_, rows_.count,
+                 [&](Row& row, const Panel&, int64_t unit, int n, const C* sums) {
+                   store(row.d_state + unit, d_state(row, unit, n, sums), n);
+                 });
+    }
+    if (is_lstm && gradients_.d_c_0 && first == 0 && last > 0) {
+      for (int64_t i = 0; i < rows_.count; ++i) {
+        int64_t const b = rows_.rows[i];
+        T* const to = static_cast<T*>(gradients_.d_c_0) + b * hidden_;
+        const C* const from = buffers_.carry[1] + b * buffers_.pitch;
+        for (int64_t j = 0; j < hidden_; ++j) to[j] = from_compute<T>(from[j]);
+      }
+    }
+  }
+
+ private:
+  using Row = BackwardRow<T>;
+
+  C* d_operand(int64_t parity, int64_t b) const { return buffers_.d_operand[parity] + b * buffers_.d_operand_size; }
+
+  // Rows past a length are zero in all that is multiplied over time.
+  void clear_padding(int64_t b) const {
+    for (int64_t t = time_.lengths[b]; t < time_.steps; ++t) {
+      int64_t const at = time_.row(t, b);
+      clear(buffers_.d_gates, at, G * hidden_);
+      clear(buffers_.d_split, at, hidden_);
+      clear(buffers_.operand, at, state_size_);
+      clear(buffers_.reset_operand, at, hidden_);
+      clear(buffers_.d_state, at, state_size_);
+      clear(buffers_.projected, at, hidden_);
+    }
+  }
+  static void clear(T* to, int64_t row, int64_t size) {
+    if (to) std::memset(to + row * size, 0, size * sizeof(T));
+  }
+
+  void start(const void* from, int64_t size, int64_t b, int which) {
+    C* const to = buffers_.carry[which] + b * buffers_.pitch;
+    for (int64_t j = 0; j < size; ++j) to[j] = from ? to_compute(static_cast<const T*>(from)[b * size + j]) : C(0);
+  }
+
+  const T* previous(const void* initial, const void* sequence, int64_t stride, int64_t size, int64_t n, int64_t t,
+                    int64_t b, bool cut) const {
+    if (cut || (n == 0 && !initial)) return buffers_.zero_state;
+    if (n == 0) return static_cast<const T*>(initial) + b * size;
+    return static_cast<const T*>(sequence) + time_.row(group_.reverse ? t + 1 : t - 1, b) * stride;
+  }
+
+  // The state's gradient before this step's zoneout: the recurrent product, masked as h was, and what was carried.
+  RNNKERN_INLINE V d_state(Row& row, int64_t unit, int n, const C* sums) const {
+    V product = load<V>(sums);
+    if (row.mask) product = product * load<V>(row.mask + unit, n);
+    return product + load<V>(row.carry[0] + unit);
+  }
+  RNNKERN_INLINE V d_h(Row& row, int64_t unit, int n, const C* sums) const {
+    V const d = d_state(row, unit, n, sums);
+    return row.d_y ? d + load<V>(row.d_y + unit, n) : d;
+  }
+
+  // Splits a gradient into the new value's part (in place) and the old value's (returned).
+  RNNKERN_INLINE V unzone(V& d, const bool* zone, int64_t unit, int n) const {
+    V share(C(group_.zoneout));
+    if (zone) {
+      C keep[V::lanes] = {};
+      for (int i = 0; i < n; ++i) keep[i] = zone[unit + i];
+      share = load<V>(keep);
+    } else if (group_.zoneout == 0) {
+      return V(C(0));
+    }
+    V const old = share * d;
+    d = d - old;
+    return old;
+  }
+
+  RNNKERN_INLINE void carry(Row& row, int which, int64_t unit, int n, V value) const {
+    store(row.carry[which] + unit, row.cut ? V(C(0)) : value, n);
+  }
+  RNNKERN_INLINE V h_before(Row& row, int64_t unit, int n) const { return load<V>(row.state[0] + unit, n); }
+  RNNKERN_INLINE V multiplied(Row& row, int64_t unit, int n) const {
+    V const h = h_before(row, unit, n);
+    return row.mask ? h * load<V>(row.mask + unit, n) : h;
+  }
+  // Gate g of a unit in the operand of the next product, which has `gates` gates.
+  RNNKERN_INLINE C* d_operand_at(Row& row, int gates, int g, int head, int64_t unit) const {
+    return row.d_operand + (int64_t(head) * gates + g) * head_size_ + (unit - head * head_size_);
+  }
+
+  // The cell's backward of one block; d_out[0] is the gradient of h before any projection.
+  RNNKERN_INLINE V differentiate(Row& row, const Panel& panel, int64_t unit, int n, V d_h_new) const {
+    V saved[K], state[Cell::states], d_out[Cell::states], d_gates[G], d_split, d_before[Cell::states];
+    for (int k = 0; k < K; ++k) saved[k] = load<V>(row.saved + k * hidden_ + unit, n);
+    if (!is_lstm) state[0] = h_before(row, unit, n);
+    d_out[0] = d_h_new;
+    V old_c(C(0));
+    if constexpr (is_lstm) {
+      state[1] = load<V>(row.state[1] + unit, n);
+      d_out[1] = load<V>(row.carry[1] + unit);
+      if (row.d_cells) d_out[1] = d_out[1] + load<V>(row.d_cells + unit, n);
+      old_c = unzone(d_out[1], row.zone_c, unit, n);
+    }
+    cell_.backward(saved, state, d_out, d_gates, d_split, d_before);
+    for (int g = 0; g < G; ++g) {
+      store(row.d_gates + g * hidden_ + unit, d_gates[g], n);
+      bool const split = Cell::split_gate && g == G - 1;
+      store(d_operand_at(row, G, g, panel.head, unit), split ? d_split : d_gates[g], n);
+    }
+    if (Cell::split_gate) store(row.d_split + unit, d_split, n);
+    if constexpr (is_lstm) {
+      carry(row, 1, unit, n, d_before[1] + old_c);
+      if (projection_) store(row.projected + unit, LstmCell::output(saved, state[1]), n);
+    }
+    return d_before[0];
+  }
+
+  RNNKERN_INLINE void step(Row& row, const Panel& panel, int64_t unit, int n, const C* sums) const {
+    V d = d_h(row, unit, n, sums);
+    V const old = unzone(d, row.zone_h, unit, n);
+    V const before = differentiate(row, panel, unit, n, d);
+    carry(row, 0, unit, n, old + before);
+    store(row.h_operand + unit, multiplied(row, unit, n), n);
+  }
+
+  RNNKERN_INLINE void onto_projection(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
+    V d = d_h(row, unit, n, sums);
+    carry(row, 0, unit, n, unzone(d, row.zone_h, unit, n));
+    store(row.middle + unit, d, n);
+    store(row.d_state + unit, d, n);
+    store(row.h_operand + unit, multiplied(row, unit, n), n);
+  }
+  RNNKERN_INLINE void through_projection(Row& row, const Panel& panel, int64_t unit, int n, const C* sums) const {
+    differentiate(row, panel, unit, n, load<V>(sums));
+  }
+
+  RNNKERN_INLINE void candidate(Row& row, const Panel& panel, int64_t unit, int n, const C* sums) const {
+    V d = d_h(row, unit, n, sums);
+    V const old = unzone(d, row.zone_h, unit, n);
+    V const z = load<V>(row.saved + hidden_ + unit, n), value = load<V>(row.saved + 2 * hidden_ + unit, n);
+    V d_n, d_z, d_before;
+    GruV1Cell::candidate_backward(z, value, h_before(row, unit, n), d, d_n, d_z, d_before);
+    store(row.d_gates + hidden_ + unit, d_z, n);
+    store(row.d_gates + 2 * hidden_ + unit, d_n, n);
+    store(d_operand_at(row, 2, 1, panel.head, unit), d_z, n);
+    store(row.middle + unit, d_n, n);
+    carry(row, 0, unit, n, old + d_before);
+  }
+  RNNKERN_INLINE void gate(Row& row, const Panel& panel, int64_t unit, int n, const C* sums) const {
+    V const r = load<V>(row.saved + unit, n), operand = multiplied(row, unit, n);
+    V d_r, d_operand;
+    GruV1Cell::gate_backward(r, operand, load<V>(sums), d_r, d_operand);
+    if (row.mask) d_operand = d_operand * load<V>(row.mask + unit, n);
+    store(row.d_gates + unit, d_r, n);
+    store(d_operand_at(row, 2, 0, panel.head, unit), d_r, n);
+    store(row.h_operand + unit, operand, n);
+    store(row.reset_operand + unit, r * operand, n);
+    carry(row, 0, unit, n, load<V>(row.carry[0] + unit) + d_operand);
+  }
+
+  const Cell cell_;
+  const int64_t hidden_, state_size_, head_size_;
+  const bool projection_;
+  const Group& group_;
+  const GroupGradients& gradients_;
+  const BackwardBuffers<T>& buffers_;
+  const Timeline& time_;
+  LiveRows rows_;
+  BackwardRow<T>* row_;
+  int64_t live_ = 0;
+};
+
+}  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,283 @@
+// The time loop forward: for each step and panel of units, the recurrent product and at once the cell on its sums.
+#pragma once
+
+#include "../cell/gru.h"
+#include "../cell/lstm.h"
+#include "../cell/rnn.h"
+#include "panels.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+// Memory of one group, shared by the workers. Rows of state are `pitch` apart.
+template <class T>
+struct ForwardBuffers {
+  using C = compute_t<T>;
+  PanelSet<C> first, second;               // second: the projection, or gru_v1's candidate
+  C *bias_x = nullptr, *bias_h = nullptr;  // [G][H], with room for a vector beyond; bias_h only where the cell splits
+  T* gates = nullptr;                      // [rows][gates_stride]: gates_x, overwritten by what the cell saves
+  int64_t gates_stride = 0;
+  int64_t pitch = 0;
+  C* state[2][2] = {};                // [h, c][parity of the row's own step count][B][pitch]
+  C* operand[2] = {};                 // masked h, with a recurrent mask
+  C *middle = nullptr, *z = nullptr;  // [B][pitch] between two stages
+  const C* zeros = nullptr;           // [pitch]
+};
+
+template <class T>
+struct ForwardRow {
+  using C = compute_t<T>;
+  const C* operand;   // what the next stage's product multiplies
+  const C* state[2];  // h, c before the step
+  C* next[2];         // ... and after it
+  C* next_operand;    // masked h after it
+  const T* mask;
+  T *gates, *y, *cells;
+  const bool *zone_h, *zone_c;
+  C *middle, *z;
+};
+
+template <class Cell, class T>
+class ForwardSweep {
+  using C = compute_t<T>;
+  using V = Vec<C>;
+  static constexpr bool two_stage_gru = Cell::kind == CellKind::gru_v1;
+  static constexpr bool is_lstm = Cell::kind == CellKind::lstm;
+
+ public:
+  ForwardSweep(const Cell& cell, const Problem& problem, const Group& group, const ForwardBuffers<T>& buffers,
+               const Timeline& time, const int64_t* rows, int64_t count, ForwardRow<T>* live)
+      : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()),
+        save_(problem.save && !problem.recompute), projection_(problem.proj_size > 0), group_(group), buffers_(buffers),
+        time_(time), rows_{&time, rows, count}, row_(live) {}
+
+  static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
+
+  // Initial states of every `stride`-th row.
+  void begin(int64_t first, int64_t stride) {
+    for (int64_t i = first; i < rows_.count; i += stride) {
+      int64_t const b = rows_.rows[i];
+      start(group_.h_0, state_size_, b, 0);
+      if constexpr (is_lstm) start(group_.c_0, hidden_, b, 1);
+      if (!group_.mask) continue;
+      C* const operand = buffers_.operand[0] + b * buffers_.pitch;
+      const C* const h = buffers_.state[0][0] + b * buffers_.pitch;
+      const T* const mask = static_cast<const T*>(group_.mask) + b * state_size_;
+      for (int64_t j = 0; j < state_size_; ++j) operand[j] = h[j] * to_compute(mask[j]);
+    }
+  }
+
+  // Step `s` in the order of processing: points each live row at its memory.
+  void prepare(int64_t s) {
+    int64_t const t = group_.reverse ? time_.steps - 1 - s : s;
+    live_ = rows_.at(t);
+    for (int64_t i = 0; i < live_; ++i) {
+      int64_t const b = rows_.rows[i], at = time_.row(t, b), place = b * buffers_.pitch;
+      int const now = int((group_.reverse ? time_.lengths[b] - 1 - t : t) & 1);
+      bool const cut = time_.cut(t, b, group_.reverse);
+      ForwardRow<T>& row = row_[i];
+      row.state[0] = cut ? buffers_.zeros : buffers_.state[0][now] + place;
+      row.next[0] = buffers_.state[0][1 - now] + place;
+      if constexpr (is_lstm) {
+        row.state[1] = cut ? buffers_.zeros : buffers_.state[1][now] + place;
+        row.next[1] = buffers_.state[1][1 - now] + place;
+        row.cells = group_.cells ? static_cast<T*>(group_.cells) + at * hidden_ : nullptr;
+        row.zone_c = group_.zone_c ? group_.zone_c + at * hidden_ : nullptr;
+      }
+      row.operand = row.state[0];
+      row.mask = nullptr;
+      if (group_.mask) {
+        row.mask = static_cast<const T*>(group_.mask) + b * state_size_;
+        row.next_operand = buffers_.operand[1 - now] + place;
+        if (!cut) row.operand = buffers_.operand[now] + place;
+      }
+      row.gates = buffers_.gates + at * buffers_.gates_stride;
+      row.y = static_cast<T*>(group_.y) + at * group_.y_stride;
+      row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
+      if (buffers_.middle) row.middle = buffers_.middle + place;
+      if (two_stage_gru) row.z = buffers_.z + place;
+    }
+  }
+
+  void run(int stage, int first, int last) {
+    if constexpr (two_stage_gru) {
+      if (stage == 0) return run_panels(buffers_.first, first, last, row_, live_, [&](auto&&... a) { gate(a...); });
+      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
+      run_panels(buffers_.second, first, last, row_, live_, [&](auto&&... a) { candidate(a...); });
+    } else {
+      if (stage == 0) return run_panels(buffers_.first, first, last, row_, live_, [&](auto&&... a) { step(a...); });
+      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
+      run_panels(buffers_.second, first, last, row_, live_, [&](auto&&... a) { project(a...); });
+    }
+  }
+
+  // Final states, and zeros past the lengths.
+  void end(int64_t first, int64_t stride) const {
+    for (int64_t i = first; i < rows_.count; i += stride) {
+      int64_t const b = rows_.rows[i];
+      finish(group_.h_n, state_size_, b, 0);
+      if constexpr (is_lstm) finish(group_.c_n, hidden_, b, 1);
+      if (time_.offsets) continue;
+      for (int64_t t = time_.lengths[b]; t < time_.steps; ++t) {
+        clear(group_.y, time_.row(t, b) * group_.y_stride, state_size_);
+        if (is_lstm && group_.cells) clear(group_.cells, time_.row(t, b) * hidden_, hidden_);
+      }
+    }
+  }
+
+  // `recompute`: the gates of rows that were run before depend on no other rows any more; many of them, whatever their
+  // step, are run as one. Results other than the gates go to scratch rows.
+  struct Rebuild {
+    C *operand, *state[2], *middle, *unused;  // [kTogether][pitch]
+    T* unused_y;
+  };
+  static constexpr int64_t kTogether = 64;
+
+  void rebuild(const Rebuild& scratch, int64_t worker, int64_t workers) {
+    int64_t turn = 0;
+    live_ = 0;
+    for (int64_t t = 0; t < time_.steps; ++t) {
+      int64_t const live = rows_.at(t);
+      for (int64_t i = 0; i < live; ++i) {
+        prepare_rebuild(scratch, t, rows_.rows[i]);
+        if (++live_ == kTogether) run_rebuild(turn++ % workers == worker);
+      }
+    }
+    run_rebuild(turn % workers == worker);
+  }
+
+ private:
+  using Row = ForwardRow<T>;
+
+  void prepare_rebuild(const Rebuild& scratch, int64_t t, int64_t b) {
+    int64_t const at = time_.row(t, b), place = live_ * buffers_.pitch;
+    int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;
+    bool const cut = time_.cut(t, b, group_.reverse);
+    ForwardRow<T>& row = row_[live_];
+    const T* const mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
+    before(scratch.state[0] + place, group_.h_0, group_.y, group_.y_stride, state_size_, n, t, b, cut);
+    for (int64_t j = 0; j < state_size_; ++j)
+      scratch.operand[place + j] = scratch.state[0][place + j] * (mask ? to_compute(mask[j]) : C(1));
+    row = {};
+    row.state[0] = scratch.state[0] + place;
+    row.operand = scratch.operand + place;
+    row.next[0] = scratch.unused + place;
+    if constexpr (is_lstm) {
+      before(scratch.state[1] + place, group_.c_0, group_.cells, hidden_, hidden_, n, t, b, cut);
+      row.state[1] = scratch.state[1] + place;
+      row.next[1] = scratch.unused + place;
+    }
+    row.gates = buffers_.gates + at * buffers_.gates_stride;
+    row.y = scratch.unused_y;
+    row.middle = scratch.middle + place;
+    if (two_stage_gru) row.z = scratch.state[1] + place;
+  }
+
+  void run_rebuild(bool mine) {
+    if (mine) {
+      run(0, 0, buffers_.first.count);
+      if (two_stage_gru) run(1, 0, buffers_.second.count);
+    }
+    live_ = 0;
+  }
+
+  void before(C* to, const void* initial, const void* sequence, int64_t stride, int64_t size, int64_t n, int64_t t,
+              int64_t b, bool cut) const {
+    const T* from = nullptr;
+    if (n > 0) {
+      from = static_cast<const T*>(sequence) + time_.row(group_.reverse ? t + 1 : t - 1, b) * stride;
+    } else if (initial) {
+      from = static_cast<const T*>(initial) + b * size;
+    }
+    for (int64_t j = 0; j < size; ++j) to[j] = from && !cut ? to_compute(from[j]) : C(0);
+  }
+
+  static void clear(void* to, int64_t at, int64_t size) { std::memset(static_cast<T*>(to) + at, 0, size * sizeof(T)); }
+
+  void start(const void* from, int64_t size, int64_t b, int which) {
+    C* const to = buffers_.state[which][0] + b * buffers_.pitch;
+    for (int64_t j = 0; j < size; ++j) to[j] = from ? to_compute(static_cast<const T*>(from)[b * size + j]) : C(0);
+  }
+  void finish(void* to, int64_t size, int64_t b, int which) const {
+    const C* const from = buffers_.state[which][time_.lengths[b] & 1] + b * buffers_.pitch;
+    for (int64_t j = 0; j < size; ++j) static_cast<T*>(to)[b * size + j] = from_compute<T>(from[j]);
+  }
+
+  RNNKERN_INLINE V gates_x(Row& row, int g, int64_t unit, int n) const {
+    return load<V>(row.gates + g * hidden_ + unit, n) + load<V>(buffers_.bias_x + g * hidden_ + unit);
+  }
+  RNNKERN_INLINE void keep(Row& row, int k, int64_t unit, int n, V value) const {
+    if (save_) store(row.gates + k * hidden_ + unit, value, n);
+  }
+
+  // Krueger et al. 2016: units keep their old value where the mask says so; without masks the two are blended.
+  RNNKERN_INLINE V zoned(V next, V old, const bool* zone, int64_t unit, int n) const {
+    if (zone) {
+      C keep[V::lanes] = {};
+      for (int i = 0; i < n; ++i) keep[i] = zone[unit + i];
+      return positive(load<V>(keep), old, next);
+    }
+    if (group_.zoneout == 0) return next;
+    return V(C(group_.zoneout)) * old + V(C(1 - group_.zoneout)) * next;
+  }
+
+  RNNKERN_INLINE void emit_h(Row& row, int64_t unit, int n, V h) const {
+    h = zoned(h, load<V>(row.state[0] + unit), row.zone_h, unit, n);
+    store(row.next[0] + unit, h, n);
+    store(row.y + unit, h, n);
+    if (row.mask) store(row.next_operand + unit, h * load<V>(row.mask + unit, n), n);
+  }
+
+  RNNKERN_INLINE void step(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
+    V gx[Cell::gates], gh[Cell::gates], state[Cell::states], saved[Cell::saved], out[Cell::states];
+    for (int g = 0; g < Cell::gates; ++g) {
+      gx[g] = gates_x(row, g, unit, n);
+      gh[g] = load<V>(sums + g * V::lanes);
+      if (Cell::split_gate) gh[g] = gh[g] + load<V>(buffers_.bias_h + g * hidden_ + unit);
+    }
+    for (int i = 0; i < Cell::states; ++i) state[i] = load<V>(row.state[i] + unit);
+    cell_.forward(gx, gh, state, saved, out);
+    for (int k = 0; k < Cell::saved; ++k) keep(row, k, unit, n, saved[k]);
+    if constexpr (is_lstm) {
+      out[1] = zoned(out[1], state[1], row.zone_c, unit, n);
+      store(row.next[1] + unit, out[1], n);
+      if (row.cells) store(row.cells + unit, out[1], n);
+      if (projection_) return store(row.middle + unit, out[0], n);
+    }
+    emit_h(row, unit, n, out[0]);
+  }
+
+  RNNKERN_INLINE void project(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
+    emit_h(row, unit, n, load<V>(sums));
+  }
+
+  RNNKERN_INLINE void gate(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
+    V const gx[2] = {gates_x(row, 0, unit, n), gates_x(row, 1, unit, n)};
+    V const gh[2] = {load<V>(sums), load<V>(sums + V::lanes)};
+    V r, z;
+    GruV1Cell::gate(gx, gh, r, z);
+    keep(row, 0, unit, n, r);
+    keep(row, 1, unit, n, z);
+    store(row.z + unit, z, n);
+    store(row.middle + unit, r * load<V>(row.operand + unit), n);
+  }
+
+  RNNKERN_INLINE void candidate(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
+    V value, out;
+    GruV1Cell::candidate(gates_x(row, 2, unit, n), load<V>(sums), load<V>(row.z + unit), load<V>(row.state[0] + unit),
+                         value, out);
+    keep(row, 2, unit, n, value);
+    emit_h(row, unit, n, out);
+  }
+
+  const Cell cell_;
+  const int64_t hidden_, state_size_;
+  const bool save_, projection_;
+  const Group& group_;
+  const ForwardBuffers<T>& buffers_;
+  const Timeline& time_;
+  LiveRows rows_;
+  ForwardRow<T>* row_;
+  int64_t live_ = 0;
+};
+
+}  // namespace rnnkern::RNNKERN_ISA

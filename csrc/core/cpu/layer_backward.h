@@ -1,0 +1,252 @@
+// A layer backward, in phases that all workers run together: pack the weights (and make gates again that were not
+// kept), the time loops, the products over all rows for the gradients of the weights and of x.
+#pragma once
+
+#include "backward_sweep.h"
+#include "layer_forward.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class Cell, class T>
+BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int64_t rows_together, Platform& platform) {
+  using C = compute_t<T>;
+  bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
+  int64_t const hidden = problem.hidden_size, size = problem.state_size(), head = problem.head_size();
+  int64_t const gates = two_stage_gru ? 2 : Cell::gates;
+  BackwardBuffers<T> buffers;
+  buffers.first = PanelSet<C>::make(platform, size, problem.heads, 1, gates * head, rows_together);
+  if (two_stage_gru) buffers.second = PanelSet<C>::make(platform, hidden, problem.heads, 1, head, rows_together);
+  if (projection) buffers.second = PanelSet<C>::make(platform, hidden, 1, 1, size, rows_together);
+  buffers.saved = saved;
+  buffers.d_gates = scratch<T>(platform, problem.rows * problem.gate_size());
+  if (Cell::split_gate) buffers.d_split = scratch<T>(platform, problem.rows * hidden);
+  buffers.operand = scratch<T>(platform, problem.rows * size);
+  if (two_stage_gru) buffers.reset_operand = scratch<T>(platform, problem.rows * hidden);
+  if (projection) {
+    buffers.d_state = scratch<T>(platform, problem.rows * size);
+    buffers.projected = scratch<T>(platform, problem.rows * hidden);
+  }
+  buffers.pitch = pitch_for(problem, Vec<C>::lanes);
+  for (int i = 0; i < Cell::states; ++i) buffers.carry[i] = scratch<C>(platform, problem.batch * buffers.pitch);
+  buffers.d_operand_size = gates * hidden;
+  for (auto*& d_operand : buffers.d_operand) d_operand = scratch<C>(platform, problem.batch * buffers.d_operand_size);
+  if (two_stage_gru || projection) buffers.middle = scratch<C>(platform, problem.batch * buffers.pitch);
+  buffers.zeros = zeros<C>(platform, std::max(buffers.pitch, buffers.d_operand_size));
+  buffers.zero_state = zeros<T>(platform, std::max(hidden, size));
+  return buffers;
+}
+
+template <class T>
+void pack_backward(const Problem& problem, const Group& group, const BackwardBuffers<T>& buffers, int worker,
+                   int workers) {
+  const T* const w_hh = static_cast<const T*>(group.w_hh);
+  int64_t const hidden = problem.hidden_size, width = problem.state_size() / problem.heads;
+  for (int p = worker; p < buffers.first.count; p += workers) buffers.first.pack_backward(p, w_hh, hidden, width);
+  for (int p = worker; p < buffers.second.count; p += workers) {
+    if (problem.proj_size > 0) {
+      buffers.second.pack_backward(p, static_cast<const T*>(group.w_hr), problem.proj_size, hidden);
+    } else {
+      buffers.second.pack_backward(p, w_hh + 2 * hidden * width, hidden, width);
+    }
+  }
+}
+
+// The gradients of the weights and of x: products over all rows. Fills `products` (if not null) and returns their
+// number.
+template <class Cell, class T>
+int gradient_products(const Problem& problem, const Group& group, const GroupGradients& gradients,
+                      const BackwardBuffers<T>& buffers, const T* live_x, PackedGemm<T>* products) {
+  int64_t const hidden = problem.hidden_size, in = problem.input_size, all = problem.gate_size(),
+                size = problem.state_size();
+  int64_t const head = problem.head_size(), rows = problem.rows;
+  int count = 0;
+  auto add = [&](PackedGemm<T> product) {
+    if (products) new (&products[count]) PackedGemm<T>(product);
+    ++count;
+  };
+  if (gradients.d_x)
+    add({rows,
+         in,
+         all,
+         {buffers.d_gates, all},
+         {static_cast<const T*>(group.w_ih), in},
+         static_cast<T*>(gradients.d_x),
+         in,
+         gradients.accumulate_x});
+  if (gradients.d_w_ih)
+    add({all, in, rows, {buffers.d_gates, all, true}, {live_x, in}, static_cast<T*>(gradients.d_w_ih), in});
+  if (gradients.d_w_hh) {
+    int64_t const width = size / problem.heads;
+    T* const out = static_cast<T*>(gradients.d_w_hh);
+    auto block = [&](int64_t row, int64_t units, const T* d, int64_t d_stride, const T* operand, int64_t column) {
+      add({units, width, rows, {d, d_stride, true}, {operand + column, size}, out + row * width, width});
+    };
+    // The last gate stands alone where its gradient or its operand differs.
+    int64_t const together = Cell::split_gate || buffers.reset_operand ? Cell::gates - 1 : Cell::gates;
+    if (problem.heads == 1) {
+      block(0, together * hidden, buffers.d_gates, all, buffers.operand, 0);
+    } else {
+      for (int64_t g = 0; g < together; ++g)
+        for (int64_t j = 0; j < hidden; j += head)
+          block(g * hidden + j, head, buffers.d_gates + g * hidden + j, all, buffers.operand, j);
+    }
+    if (together < Cell::gates) {
+      const T* const d = Cell::split_gate ? buffers.d_split : buffers.d_gates + together * hidden;
+      const T* const operand = Cell::split_gate ? buffers.operand : buffers.reset_operand;
+      for (int64_t j = 0; j < hidden; j += head)
+        block(together * hidden + j, head, d + j, Cell::split_gate ? hidden : all, operand, j);
+    }
+  }
+  if (gradients.d_w_hr)
+    add({size,
+         hidden,
+         rows,
+         {buffers.d_state, size, true},
+         {buffers.projected, hidden},
+         static_cast<T*>(gradients.d_w_hr),
+         hidden});
+  return count;
+}
+
+// Column sums [first, last) of `rows` rows, 256 rows at a time.
+template <class T>
+void sum_rows(const T* from, int64_t stride, int64_t rows, int64_t first, int64_t last, T* to) {
+  using V = Vec<compute_t<T>>;
+  for (int64_t j = first; j < last; j += V::lanes) {
+    int const n = int(std::min<int64_t>(V::lanes, last - j));
+    V sum(compute_t<T>(0));
+    for (int64_t r = 0; r < rows; r += 256) {
+      V part(compute_t<T>(0));
+      for (int64_t i = r; i < std::min(rows, r + 256); ++i) part = part + load<V>(from + i * stride + j, n);
+      sum = sum + part;
+    }
+    store(to + j, sum, n);
+  }
+}
+
+template <class Cell, class T>
+void sum_biases(const Problem& problem, const GroupGradients& gradients, const BackwardBuffers<T>& buffers, int worker,
+                int workers) {
+  int64_t const all = problem.gate_size(), hidden = problem.hidden_size, split = all - hidden;
+  constexpr int64_t kColumns = 64;  // whole cache lines a worker
+  for (int64_t first = worker * kColumns; first < all; first += workers * kColumns) {
+    int64_t const last = std::min(all, first + kColumns);
+    auto* const d_b_ih = static_cast<T*>(gradients.d_b_ih);
+    auto* const d_b_hh = static_cast<T*>(gradients.d_b_hh);
+    if (d_b_ih) sum_rows(buffers.d_gates, all, problem.rows, first, last, d_b_ih);
+    if (!d_b_hh) continue;
+    if (!Cell::split_gate) {
+      sum_rows(buffers.d_gates, all, problem.rows, first, last, d_b_hh);
+      continue;
+    }
+    sum_rows(buffers.d_gates, all, problem.rows, first, std::min(last, split), d_b_hh);
+    if (last > split)
+      sum_rows(buffers.d_split, hidden, problem.rows, std::max(first, split) - split, last - split, d_b_hh + split);
+  }
+}
+
+template <class Cell, class T>
+void backward(const Cell& cell, const Problem& problem, const Group* groups, const GroupGradients* gradients, int count,
+              const Plan& plan, CpuPlatform& platform) {
+  using C = compute_t<T>;
+  using Sweep = BackwardSweep<Cell, T>;
+  using Forward = ForwardSweep<Cell, T>;
+  Timeline* const time = scratch<Timeline>(platform, count);
+  make_timelines(problem, groups, count, time, platform);
+  int const sharing = plan.split == Split::rows ? plan.workers : 1;
+  int64_t const together =
+      std::max<int64_t>(1, std::min(problem.batch, (problem.batch * count + sharing - 1) / sharing));
+
+  // Gates that were not kept are made again.
+  Problem rebuilt = problem;
+  rebuilt.save = true, rebuilt.recompute = false;
+  auto* const again = scratch<ForwardBuffers<T>>(platform, count);
+  auto* const again_products = scratch<PackedGemm<T>>(platform, count);
+  auto* const buffers = scratch<BackwardBuffers<T>>(platform, count);
+  auto* const live_x = scratch<const T*>(platform, count);
+  int product_count = 0;
+  for (int g = 0; g < count; ++g) {
+    const T* saved = static_cast<const T*>(groups[g].gates);
+    if (problem.recompute) {
+      T* const gates = scratch<T>(platform, problem.rows * problem.saved_size());
+      new (&again[g])
+          ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], gates, Forward::kTogether, false, platform));
+      new (&again_products[g]) PackedGemm<T>(input_product(problem, groups[g], again[g]));
+      saved = gates;
+    }
+    new (&buffers[g]) BackwardBuffers<T>(backward_buffers<Cell, T>(problem, saved, together, platform));
+    live_x[g] = static_cast<const T*>(groups[g].x);
+    if (!time[g].uniform && !time[g].offsets && gradients[g].d_w_ih) {
+      bool const same = g > 0 && groups[g].x == groups[g - 1].x && live_x[g - 1] != groups[g - 1].x;
+      live_x[g] = same ? live_x[g - 1] : scratch<T>(platform, problem.rows * problem.input_size);
+    }
+    product_count += gradient_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], live_x[g], nullptr);
+  }
+  auto* const products = scratch<PackedGemm<T>>(platform, product_count);
+  int filled = 0;
+  for (int g = 0; g < count; ++g)
+    filled += gradient_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], live_x[g], products + filled);
+  share_scratch(products, product_count, plan.workers, platform);
+  if (problem.recompute) share_scratch(again_products, count, plan.workers, platform);
+
+  int64_t const row_slots = std::max(problem.batch * (plan.split == Split::units ? count : 1), Forward::kTogether);
+  auto* const rows = scratch<BackwardRow<T>>(platform, row_slots * plan.workers);
+  auto* const forward_rows = scratch<ForwardRow<T>>(platform, Forward::kTogether * plan.workers);
+  auto* const row_storage = scratch<int64_t>(platform, problem.batch * plan.workers);
+  auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
+  int64_t const pitch = pitch_for(problem, Vec<C>::lanes),
+                rebuild_size = problem.recompute ? Forward::kTogether * pitch : 0;
+  auto* const rebuild_state = scratch<C>(platform, 5 * rebuild_size * plan.workers);
+  auto* const rebuild_y = scratch<T>(platform, pitch * plan.workers);
+
+  Barrier barrier;
+  platform.parallel(plan.workers, [&](int worker, int workers) {
+    for (int g = 0; g < count; ++g) {
+      pack_backward(problem, groups[g], buffers[g], worker, workers);
+      if (problem.recompute) pack_forward<Cell, T>(rebuilt, groups[g], again[g], worker, workers);
+      if (live_x[g] != groups[g].x && (g == 0 || live_x[g] != live_x[g - 1])) {
+        T* const copy = const_cast<T*>(live_x[g]);
+        for (int64_t t = worker; t < problem.steps; t += workers)
+          for (int64_t b = 0; b < problem.batch; ++b) {
+            int64_t const at = time[g].row(t, b) * problem.input_size;
+            size_t const bytes = problem.input_size * sizeof(T);
+            if (t < time[g].lengths[b])
+              std::memcpy(copy + at, static_cast<const T*>(groups[g].x) + at, bytes);
+            else
+              std::memset(copy + at, 0, bytes);
+          }
+      }
+    }
+    if (problem.recompute) {
+      C* const state = rebuild_state + worker * 5 * rebuild_size;
+      typename Forward::Rebuild const scratch_rows{state,
+                                                   {state + rebuild_size, state + 2 * rebuild_size},
+                                                   state + 3 * rebuild_size,
+                                                   state + 4 * rebuild_size,
+                                                   rebuild_y + worker * pitch};
+      for (int g = 0; g < count; ++g) again_products[g].run(barrier, worker, workers);
+      for (int g = 0; g < count; ++g)
+        Forward(cell, rebuilt, groups[g], again[g], time[g], time[g].order, problem.batch,
+                forward_rows + worker * Forward::kTogether)
+            .rebuild(scratch_rows, worker, workers);
+    }
+    barrier.wait(workers);
+    run_sweeps<Sweep>(
+        problem, time, count, plan.split, worker, workers, row_storage + worker * problem.batch,
+        sweeps + worker * count, barrier,
+        [&](int g, const int64_t* mine, int64_t n, int slot) {
+          return Sweep(cell, problem, groups[g], gradients[g], buffers[g], time[g], mine, n,
+                       rows + worker * row_slots + slot * problem.batch);
+        },
+        [&](int g, int stage) { return stage == 0 ? buffers[g].first.count : buffers[g].second.count; },
+        [&](Sweep& sweep, int g, int first, int stride) {
+          int const panels = buffers[g].first.count;
+          sweep.end(panels * first / stride, panels * (first + 1) / stride);
+        });
+    barrier.wait(workers);
+    for (int i = 0; i < product_count; ++i) products[i].run(barrier, worker, workers);
+    for (int g = 0; g < count; ++g) sum_biases<Cell, T>(problem, gradients[g], buffers[g], worker, workers);
+  });
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,103 @@
+// Recurrent weights packed for the time loop: for each panel of hidden units, all the gates of those units, step by
+// step of k.
+#pragma once
+
+#include "product.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+struct Panel {
+  int64_t unit;     // first unit
+  int64_t operand;  // where its head's slice of the operand begins
+  int64_t data;     // in PanelSet::data
+  int head, blocks, units;
+};
+
+// A product of the time loop: out[unit][gate] = sum over k < depth of operand[k] * weight.
+template <class C>
+struct PanelSet {
+  static constexpr int lanes = Vec<C>::lanes;
+  int gates = 0;
+  int64_t units = 0, heads = 1, depth = 0;
+  Panel* panels = nullptr;
+  C* data = nullptr;
+  int count = 0;
+
+  // `rows`: how many rows a worker runs together; few rows need more columns to hide the latency of the sums.
+  static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows) {
+    PanelSet set;
+    set.gates = gates, set.units = units, set.heads = heads, set.depth = depth;
+    int const columns = rows <= kMaxAccumulators / kMaxColumns ? kMaxColumns : kMaxColumns / 2;
+    int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
+                  most = std::max(1, columns / gates);
+    set.count = int(heads * ((blocks + most - 1) / most));
+    set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
+    set.data = static_cast<C*>(platform.scratch(heads * blocks * lanes * gates * depth * sizeof(C)));
+    int64_t data = 0;
+    Panel* panel = set.panels;
+    for (int64_t head = 0; head < heads; ++head) {
+      for (int64_t block = 0; block < blocks; block += most, ++panel) {
+        int64_t const now = std::min(most, blocks - block), first = block * lanes;
+        *panel = {head * per_head + first,
+                  head * depth,
+                  data,
+                  int(head),
+                  int(now),
+                  int(std::min(per_head - first, now * lanes))};
+        data += now * lanes * gates * depth;
+      }
+    }
+    return set;
+  }
+
+  // Forward: weight [(gate, unit), k], gate rows `height` units apart.
+  template <class T>
+  void pack_forward(int p, const T* weight, int64_t height) const {
+    Panel const& panel = panels[p];
+    for (int s = 0; s < panel.blocks; ++s)
+      for (int g = 0; g < gates; ++g) {
+        const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
+        pack_transposed<C, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
+                              depth, data + panel.data + (s * gates + g) * lanes,
+                              int64_t(panel.blocks) * gates * lanes);
+      }
+  }
+
+  // Backward: the same weight [(gate, k), unit] with `width` columns transposed; k runs over (gate, unit of the head).
+  template <class T>
+  void pack_backward(int p, const T* weight, int64_t height, int64_t width) const {
+    Panel const& panel = panels[p];
+    int64_t const per_head = height / heads, column = panel.unit - panel.head * (units / heads);
+    for (int s = 0; s < panel.blocks; ++s)
+      pack_rows<C, T>(
+          [&](int64_t k) {
+            return weight + (k / per_head * height + panel.head * per_head + k % per_head) * width + column + s * lanes;
+          },
+          std::min(lanes, panel.units - s * lanes), depth, data + panel.data + s * lanes,
+          int64_t(panel.blocks) * lanes);
+  }
+};
+
+// Runs panels [first, last) over `count` rows; finish(row, panel, unit, units, sums[gates][lanes]) takes each block's
+// sums.
+template <class C, class Row, class Finish>
+RNNKERN_INLINE void run_panels(const PanelSet<C>& set, int first, int last, Row* rows, int64_t count, Finish&& finish) {
+  constexpr int lanes = Vec<C>::lanes;
+  alignas(64) C sums[kMaxAccumulators * lanes];
+  for (int p = first; p < last; ++p) {
+    Panel const& panel = set.panels[p];
+    int const columns = set.gates * panel.blocks, together = tile_rows(columns);
+    for (int64_t r = 0; r < count; r += together) {
+      int const now = int(std::min<int64_t>(together, count - r));
+      const C* operand[kMaxRows];
+      for (int i = 0; i < now; ++i) operand[i] = rows[r + i].operand + panel.operand;
+      tile_table<C>.at[columns][now](set.data + panel.data, set.depth, operand, 1, sums);
+      for (int i = 0; i < now; ++i)
+        for (int s = 0; s < panel.blocks; ++s)
+          finish(rows[r + i], panel, panel.unit + s * lanes, std::min(lanes, panel.units - s * lanes),
+                 sums + (i * columns + s * set.gates) * lanes);
+    }
+  }
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,65 @@
+#include "simd.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+
+namespace rnnkern {
+namespace {
+
+std::vector<const SimdKernels*> available() {
+  std::vector<const SimdKernels*> kernels;
+#if defined(__x86_64__)
+  bool const avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    kernels.push_back(&avx512_kernels);
+  if (avx2) kernels.push_back(&avx2_kernels);
+#endif
+  kernels.push_back(&portable_kernels);
+  return kernels;
+}
+
+const SimdKernels* find(const std::string& name, const char* what) {
+  std::string known;
+  for (const SimdKernels* kernels : available()) {
+    if (name == kernels->name) return kernels;
+    known += (known.empty() ? "" : ", ") + std::string(kernels->name);
+  }
+  throw Error{std::string(what) + ": expected one of " + known + ", got '" + name + "'"};
+}
+
+std::atomic<const SimdKernels*> chosen{nullptr};
+
+const SimdKernels& kernels() {
+  const SimdKernels* now = chosen.load();
+  if (!now) {
+    const char* const wanted = std::getenv("RNNKERN_CPU_ISA");
+    chosen = now = wanted && *wanted ? find(wanted, "RNNKERN_CPU_ISA") : available().front();
+  }
+  return *now;
+}
+
+}  // namespace
+
+std::vector<std::string> cpu_isas() {
+  std::vector<std::string> names;
+  for (const SimdKernels* kernels : available()) names.push_back(kernels->name);
+  return names;
+}
+
+std::string cpu_isa() { return kernels().name; }
+
+void set_cpu_isa(const std::string& name) { chosen = find(name, "instruction set"); }
+
+void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Plan& plan, CpuPlatform& platform) {
+  if (problem.batch > 0 && !groups.empty())
+    kernels().forward(problem, groups.data(), int(groups.size()), plan, platform);
+}
+
+void simd_backward(const Problem& problem, const std::vector<Group>& groups,
+                   const std::vector<GroupGradients>& gradients, const Plan& plan, CpuPlatform& platform) {
+  if (!groups.empty()) kernels().backward(problem, groups.data(), gradients.data(), int(groups.size()), plan, platform);
+}
+
+}  // namespace rnnkern

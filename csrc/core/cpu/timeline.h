@@ -1,0 +1,44 @@
+// A schedule as the time loop reads it: lengths of all rows, where each row of each step lies, and the rows by falling
+// length.
+#pragma once
+
+#include "../types.h"
+
+namespace rnnkern {
+
+struct Timeline {
+  int64_t steps = 0, batch = 0;
+  const int64_t* lengths = nullptr;  // [B]
+  const int64_t* offsets = nullptr;  // [T] of a packed sequence, or null
+  const int64_t* order = nullptr;    // [B] rows by falling length
+  const bool* reset = nullptr;       // [rows]
+  bool uniform = true;               // every row lives for T steps
+
+  int64_t row(int64_t t, int64_t b) const { return offsets ? offsets[t] + b : t * batch + b; }
+
+  // Is the state replaced by zero before step t? In reverse it is cut on its way from t + 1 to t, unless t + 1 is
+  // padding.
+  bool cut(int64_t t, int64_t b, bool reverse) const {
+    if (!reset) return false;
+    if (!reverse) return reset[row(t, b)];
+    return t + 1 < lengths[b] && reset[row(t + 1, b)];
+  }
+};
+
+// Fills the arrays from a schedule in host memory; storage: 2 * B + T elements.
+Timeline make_timeline(const Problem& problem, const Schedule& schedule, int64_t* storage);
+
+// The rows that one worker runs, by falling length, of which a prefix is live at each step.
+struct LiveRows {
+  const Timeline* time = nullptr;
+  const int64_t* rows = nullptr;
+  int64_t count = 0, live = 0;
+
+  int64_t at(int64_t t) {
+    while (live > 0 && time->lengths[rows[live - 1]] <= t) --live;
+    while (live < count && time->lengths[rows[live]] > t) ++live;
+    return live;
+  }
+};
+
+}  // namespace rnnkern

@@ -1,0 +1,224 @@
+// A SIMD vector of the instruction set that is being compiled: one definition for all, on the compiler's own vector
+// types. Included inside a target region (see isa.h), never before one.
+#pragma once
+
+#include "../cell/cell.h"
+#include "../dtype.h"
+
+#define RNNKERN_INLINE inline __attribute__((always_inline))
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class C>
+struct NativeTypes;
+template <>
+struct NativeTypes<float> {
+  typedef float Native __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
+  typedef int32_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
+};
+template <>
+struct NativeTypes<double> {
+  typedef double Native __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
+  typedef int64_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
+};
+
+template <class C>
+struct Vec {
+  static constexpr int lanes = RNNKERN_VECTOR_BYTES / sizeof(C);
+  using Scalar = C;
+  using Native = typename NativeTypes<C>::Native;
+  using Bits = typename NativeTypes<C>::Bits;
+
+  Native v;
+
+  Vec() = default;
+  RNNKERN_INLINE Vec(Native native) : v(native) {}
+  RNNKERN_INLINE explicit Vec(C scalar) : v(scalar - Native{}) {}
+
+  friend RNNKERN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend RNNKERN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend RNNKERN_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend RNNKERN_INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+};
+
+template <class V>
+RNNKERN_INLINE auto bits(V a) {
+  return (typename V::Bits)a.v;
+}
+template <class V>
+RNNKERN_INLINE V from_bits(typename V::Bits a) {
+  return V((typename V::Native)a);
+}
+template <class C>
+RNNKERN_INLINE Vec<C> positive(Vec<C> v, Vec<C> a, Vec<C> b) {
+  return Vec<C>(v.v > typename Vec<C>::Native{} ? a.v : b.v);
+}
+template <class C>
+RNNKERN_INLINE Vec<C> minimum(Vec<C> a, Vec<C> limit) {  // NaN passes
+  return Vec<C>(a.v > limit.v ? limit.v : a.v);
+}
+template <class C>
+RNNKERN_INLINE Vec<C> maximum(Vec<C> a, Vec<C> limit) {
+  return Vec<C>(a.v < limit.v ? limit.v : a.v);
+}
+
+// ---- memory: V is the vector, T the storage type; with n < lanes only the first n are touched, the others read as
+// zero ----
+
+template <class V>
+RNNKERN_INLINE V load(const typename V::Scalar* p) {
+  V a;
+  std::memcpy(&a.v, p, sizeof a.v);
+  return a;
+}
+template <class V>
+RNNKERN_INLINE void store(typename V::Scalar* p, V a) {
+  std::memcpy(p, &a.v, sizeof a.v);
+}
+
+typedef uint16_t Half16 __attribute__((vector_size(RNNKERN_VECTOR_BYTES / 2)));
+
+template <class V>
+RNNKERN_INLINE V widen(Half16 h, BFloat16) {
+  return from_bits<V>(__builtin_convertvector(h, typename V::Bits) << 16);
+}
+RNNKERN_INLINE Half16 narrow(Vec<float> a, BFloat16) {
+  auto const b = bits(a);
+  auto const rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+  auto const quiet = (b >> 16) | 0x40;
+  return __builtin_convertvector(a.v == a.v ? rounded : quiet, Half16);
+}
+
+template <class V>
+RNNKERN_INLINE V widen(Half16 h, Float16) {
+#if RNNKERN_VECTOR_BYTES == 64
+  return V((typename V::Native)_mm512_cvtph_ps((__m256i)h));
+#elif RNNKERN_VECTOR_BYTES == 32
+  return V((typename V::Native)_mm256_cvtph_ps((__m128i)h));
+#else
+  V a;
+  for (int i = 0; i < V::lanes; ++i) a.v[i] = to_compute(Float16{h[i]});
+  return a;
+#endif
+}
+RNNKERN_INLINE Half16 narrow(Vec<float> a, Float16) {
+#if RNNKERN_VECTOR_BYTES == 64
+  return (Half16)_mm512_cvtps_ph((__m512)a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif RNNKERN_VECTOR_BYTES == 32
+  return (Half16)_mm256_cvtps_ph((__m256)a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  Half16 h;
+  for (int i = 0; i < Vec<float>::lanes; ++i) h[i] = from_compute<Float16>(a.v[i]).bits;
+  return h;
+#endif
+}
+
+template <class V, class T>
+  requires(sizeof(T) == 2)
+RNNKERN_INLINE V load(const T* p) {
+  Half16 h;
+  std::memcpy(&h, p, sizeof h);
+  return widen<V>(h, T{});
+}
+template <class V, class T>
+  requires(sizeof(T) == 2)
+RNNKERN_INLINE void store(T* p, V a) {
+  Half16 const h = narrow(a, T{});
+  std::memcpy(p, &h, sizeof h);
+}
+
+template <class V, class T>
+RNNKERN_INLINE V load(const T* p, int n) {
+  if (n >= V::lanes) return load<V>(p);
+#if RNNKERN_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>) {
+    return V((typename V::Native)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return V((typename V::Native)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+  } else {
+    return widen<V>((Half16)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p), T{});
+  }
+#else
+  T copy[V::lanes] = {};
+  for (int i = 0; i < n; ++i) copy[i] = p[i];
+  return load<V>(copy);
+#endif
+}
+template <class V, class T>
+RNNKERN_INLINE void store(T* p, V a, int n) {
+  if (n >= V::lanes) return store(p, a);
+#if RNNKERN_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)a.v);
+  } else if constexpr (std::is_same_v<T, double>) {
+    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)a.v);
+  } else {
+    _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), (__m256i)narrow(a, T{}));
+  }
+#else
+  T copy[V::lanes];
+  store(copy, a);
+  for (int i = 0; i < n; ++i) p[i] = copy[i];
+#endif
+}
+
+// ---- exp, tanh and sigmoid: e^x = 2^n (1 + expm1(r)), |r| <= ln 2 / 2, by a Taylor series to the last bit of C ----
+
+template <class C>
+struct Exp;
+template <>
+struct Exp<float> {
+  static constexpr float round = 0x1.8p23f, ln2_high = 0.693145751953125f, ln2_low = 1.428606820309417e-6f,
+                         limit = 87.0f;
+  static constexpr int mantissa = 23, terms = 7;
+};
+template <>
+struct Exp<double> {
+  static constexpr double round = 0x1.8p52, ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33, limit = 700.0;
+  static constexpr int mantissa = 52, terms = 13;
+};
+
+struct InverseFactorials {
+  double of[14] = {1};
+  constexpr InverseFactorials() {
+    for (int i = 1; i < 14; ++i) of[i] = of[i - 1] / i;
+  }
+};
+static constexpr InverseFactorials kInverseFactorial;
+
+template <class C>
+RNNKERN_INLINE void exp_parts(Vec<C> x, Vec<C>& scale, Vec<C>& expm1) {
+  using V = Vec<C>;
+  using E = Exp<C>;
+  V const shifted = x * V(C(1.4426950408889634)) + V(E::round);
+  V const n = shifted - V(E::round);
+  V const r = (x - n * V(E::ln2_high)) - n * V(E::ln2_low);
+  scale = from_bits<V>((bits(shifted) << E::mantissa) + bits(V(C(1))));
+  V series = V(C(kInverseFactorial.of[E::terms]));
+#pragma GCC unroll 16
+  for (int i = E::terms - 1; i >= 2; --i) series = series * r + V(C(kInverseFactorial.of[i]));
+  expm1 = r * r * series + r;
+}
+
+template <class C>
+RNNKERN_INLINE Vec<C> sigmoid_(Vec<C> x) {
+  using V = Vec<C>;
+  V scale, expm1;
+  exp_parts(maximum(minimum(V(C(0)) - x, V(Exp<C>::limit)), V(-Exp<C>::limit)), scale, expm1);
+  return V(C(1)) / (V(C(1)) + (scale + scale * expm1));
+}
+
+// -expm1(-2|x|) / (2 + expm1(-2|x|)), with x's sign: exact to rounding near zero too.
+template <class C>
+RNNKERN_INLINE Vec<C> tanh_(Vec<C> x) {
+  using V = Vec<C>;
+  auto const sign = bits(x) & bits(V(C(-0.0)));
+  V const magnitude = from_bits<V>(bits(x) & ~bits(V(C(-0.0))));
+  V scale, expm1;
+  exp_parts(maximum(magnitude * V(C(-2)), V(-Exp<C>::limit)), scale, expm1);
+  V const all = scale * expm1 + (scale - V(C(1)));
+  V const result = (V(C(0)) - all) / (V(C(2)) + all);
+  return from_bits<V>(bits(result) | sign);
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

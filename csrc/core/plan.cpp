@@ -1,0 +1,133 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace rnnkern {
+namespace {
+
+struct Strategy {
+  const char* name;
+  Backend backend;
+};
+
+constexpr Strategy kStrategies[] = {
+    {"simd", Backend::cpu},
+#if defined(RNNKERN_WITH_CUDA)
+    {"stepwise", Backend::cuda},
+#endif
+};
+
+const char* name(Backend backend) { return backend == Backend::cpu ? "cpu" : "cuda"; }
+
+thread_local std::string forced_here;
+thread_local bool forced_set = false;
+
+std::string forced() {
+  if (forced_set) return forced_here;
+  const char* const wanted = std::getenv("RNNKERN_FORCE_STRATEGY");
+  return wanted ? wanted : "";
+}
+
+const Strategy* find(const std::string& wanted) {
+  std::string known;
+  for (const Strategy& strategy : kStrategies) {
+    if (wanted == strategy.name) return &strategy;
+    known += (known.empty() ? "" : ", ") + std::string(strategy.name);
+  }
+  throw Error{"strategy: expected one of " + known + ", got '" + wanted + "'"};
+}
+
+// Streaming rates and peak of one core as measured on 2 Zen 4 cores at 3.67 GHz; a floor is an indication, not a
+// promise.
+constexpr double kL1 = 221e3, kL2 = 118e3, kL3 = 99e3, kMemory = 20e3;  // bytes per us
+constexpr double kFlops = 117e3;                                        // float32 per us
+
+double streaming(double bytes) { return bytes < 32e3 ? kL1 : bytes < 1e6 ? kL2 : bytes < 32e6 ? kL3 : kMemory; }
+
+// Multiply-adds of the time loop, per row.
+double recurrent_work(const Problem& p) {
+  return double(p.gate_size()) * p.state_size() / p.heads + double(p.proj_size) * p.hidden_size;
+}
+
+double floor_us(const Problem& p, int workers) {
+  double const compute = p.dtype == Dtype::float64 ? 8 : 4, slow = p.dtype == Dtype::float64 ? 2 : 1;
+  double const weights = recurrent_work(p) * compute / workers, steps = double(p.steps) * p.groups;
+  double const loop = std::max(steps * weights / streaming(weights),
+                               2 * slow * p.rows * p.groups * recurrent_work(p) / kFlops / workers);
+  return loop + 2 * slow * p.rows * p.groups * p.gate_size() * p.input_size / kFlops / workers;
+}
+
+// Threads share rows where there are rows for all; a single row's units only where a step is long enough to pay for a
+// barrier (0.3 us a step); and nothing where the whole call is shorter than waking a thread takes.
+void share_work(const Problem& p, int threads, Plan& plan) {
+  double const loop = recurrent_work(p), input = double(p.gate_size()) * p.input_size;
+  double const total = double(p.rows) * p.groups * (loop + input);
+  if (threads <= 1 || total < 1e6) return;
+  int64_t const rows = p.batch * p.groups;
+  bool const long_steps = loop >= 48e3 && p.steps > 1;
+  if (rows < threads) {
+    if (long_steps) plan.split = Split::units;
+  } else {
+    plan.split = Split::rows;
+  }
+  if (plan.split != Split::none || input * p.rows * p.groups > 4e6) plan.workers = threads;
+}
+
+size_t scratch_bytes(const Problem& p) {
+  size_t const compute = p.dtype == Dtype::float64 ? 8 : 4, storage = size_of(p.dtype);
+  size_t const weights = size_t(recurrent_work(p)) * compute;
+  size_t const gates = p.save && !p.recompute ? 0 : size_t(p.rows) * p.gate_size() * storage;
+  size_t const states = size_t(p.batch) * (p.hidden_size + p.state_size()) * 2 * compute;
+  return (weights + gates + states) * p.groups + size_t(p.gate_size()) * std::min<size_t>(p.input_size, 512) * compute;
+}
+
+}  // namespace
+
+std::vector<std::string> strategies() {
+  std::vector<std::string> names;
+  for (const Strategy& strategy : kStrategies) names.push_back(strategy.name);
+  return names;
+}
+
+std::string force_strategy(const std::string& wanted) {
+  if (!wanted.empty()) find(wanted);
+  std::string before = forced_set ? forced_here : "";
+  forced_here = wanted;
+  forced_set = !wanted.empty();
+  return before;
+}
+
+Plan plan(const Problem& problem, int threads) {
+  const Strategy* chosen = nullptr;
+  Plan plan;
+  std::string const wanted = forced();
+  const Strategy* const only = wanted.empty() ? nullptr : find(wanted);
+  for (const Strategy& strategy : kStrategies) {
+    if (strategy.backend != problem.backend) {
+      plan.rejected.emplace_back(strategy.name, std::string("runs on ") + name(strategy.backend));
+    } else if (only && only->backend == problem.backend && only != &strategy) {
+      plan.rejected.emplace_back(strategy.name, "'" + wanted + "' is forced");
+    } else {
+      chosen = &strategy;
+    }
+  }
+  if (!chosen) throw Error{std::string("no strategy for device '") + name(problem.backend) + "' was compiled in"};
+  plan.strategy = chosen->name;
+  if (problem.backend == Backend::cpu) {
+    share_work(problem, threads, plan);
+    plan.floor_us = floor_us(problem, plan.workers);
+  }
+  plan.bytes = scratch_bytes(problem);
+  return plan;
+}
+
+const char* name(Split split) {
+  switch (split) {
+    case Split::rows: return "rows";
+    case Split::units: return "units";
+    default: return "none";
+  }
+}
+
+}  // namespace rnnkern
