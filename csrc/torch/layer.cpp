@@ -1,0 +1,319 @@
+#include "layer.h"
+
+#include <ATen/core/TensorBody.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+
+#include <cstdlib>
+
+#include "cpu_platform.h"
+#if defined(RNNKERN_WITH_CUDA)
+#include "../core/cuda/stepwise.h"
+#include "cuda_platform.h"
+#endif
+
+namespace rnnkern {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class Run>
+decltype(auto) translate_errors(Run&& run) {
+  try {
+    return run();
+  } catch (const Error& error) {
+    TORCH_CHECK_VALUE(false, error.message);
+  }
+}
+
+Dtype parse_dtype(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kDouble: return Dtype::float64;
+    case at::kFloat: return Dtype::float32;
+    case at::kBFloat16: return Dtype::bfloat16;
+    case at::kHalf: return Dtype::float16;
+    default: break;
+  }
+  TORCH_CHECK_TYPE(false, "input: expected float64, float32, bfloat16 or float16, got ", x.scalar_type());
+}
+
+Backend parse_device(const Tensor& x) {
+  if (x.is_cpu()) return Backend::cpu;
+#if defined(RNNKERN_WITH_CUDA)
+  if (x.is_cuda()) return Backend::cuda;
+#endif
+  TORCH_CHECK(false, "rnnkern has no kernels for device '", x.device(),
+              "' in this build; layer.to_torch() gives the equal torch.nn layer");
+}
+
+// Checks one tensor against the shape that it must have and returns it so that each member's part is dense.
+class Checker {
+ public:
+  Checker(const Tensor& x, Layer& layer) : x_(x), layer_(layer) {}
+
+  Tensor operator()(const Tensor& tensor, const char* name, std::vector<int64_t> shape, at::ScalarType dtype) const {
+    if (layer_.ensemble) shape.insert(shape.begin(), layer_.members);
+    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, ": expected shape ", at::IntArrayRef(shape), ", got ",
+                      tensor.sizes());
+    TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", tensor.scalar_type());
+    TORCH_CHECK(tensor.device() == x_.device(), name, ": expected device ", x_.device(), " as the input's, got ",
+                tensor.device());
+    // A member that is expanded or strided keeps its place.
+    bool const dense = tensor.is_contiguous() || (layer_.ensemble && layer_.members > 0 &&
+                                                  tensor.select(0, 0).is_contiguous() && tensor.stride(0) >= 0);
+    layer_.owned.push_back(dense ? tensor : tensor.contiguous());
+    return layer_.owned.back();
+  }
+  Tensor operator()(const Tensor& tensor, const char* name, std::vector<int64_t> shape) const {
+    return (*this)(tensor, name, std::move(shape), x_.scalar_type());
+  }
+
+ private:
+  const Tensor& x_;
+  Layer& layer_;
+};
+
+// The start of member n's part.
+template <class T = char>
+const T* member(const Tensor& tensor, bool ensemble, int64_t n) {
+  if (!tensor.defined()) return nullptr;
+  const char* const data = static_cast<const char*>(tensor.const_data_ptr());
+  return reinterpret_cast<const T*>(data + (ensemble ? n * tensor.stride(0) * tensor.element_size() : 0));
+}
+
+bool checks_device_values() {
+  const char* const wanted = std::getenv("RNNKERN_CHECK");
+  return wanted && std::string_view(wanted) == "1";
+}
+
+void check_lengths(const Tensor& lengths, int64_t steps) {
+  const int64_t* const data = lengths.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < lengths.numel(); ++i)
+    TORCH_CHECK_VALUE(data[i] >= 0 && data[i] <= steps, "lengths: expected values from 0 to the number of time steps ",
+                      steps, ", got ", data[i], " at index ", i);
+}
+
+// Lengths as int64 beside x; values are checked wherever they can be read without waiting for a device.
+Tensor place_lengths(Tensor lengths, const Tensor& x, int64_t steps) {
+  lengths = lengths.to(at::kLong);
+  if (x.is_cpu() || lengths.is_cpu() || checks_device_values()) {
+    Tensor const here = lengths.cpu().contiguous();
+    check_lengths(here, steps);
+    if (x.is_cpu()) return here;
+    if (lengths.is_cpu()) return here.pin_memory().to(x.device(), /*non_blocking=*/true);
+  }
+  return lengths.to(x.device());
+}
+
+void check_batch_sizes(const Tensor& sizes, int64_t batch, int64_t rows) {
+  TORCH_CHECK_VALUE(sizes.is_cpu() && sizes.dim() == 1 && sizes.scalar_type() == at::kLong,
+                    "batch_sizes: expected a one-dimensional int64 tensor on the CPU, got ", sizes.scalar_type(), " ",
+                    sizes.sizes(), " on ", sizes.device());
+  const int64_t* const data = sizes.const_data_ptr<int64_t>();
+  int64_t sum = 0;
+  for (int64_t t = 0; t < sizes.numel(); ++t) {
+    TORCH_CHECK_VALUE(
+        data[t] >= 1 && data[t] <= (t ? data[t - 1] : batch),
+        "batch_sizes: expected positive values that do not rise, the first at most the states' batch size ", batch,
+        ", got ", data[t], " at index ", t);
+    sum += data[t];
+  }
+  TORCH_CHECK_VALUE(sum == rows, "batch_sizes: expected a sum equal to the number of rows ", rows, ", got ", sum);
+  TORCH_CHECK_VALUE(sizes.numel() == 0 || data[0] == batch,
+                    "batch_sizes: expected the first to equal the states' batch size ", batch, ", got ", data[0]);
+}
+
+}  // namespace
+
+std::vector<int64_t> Layer::shape(std::initializer_list<int64_t> sizes) const {
+  std::vector<int64_t> all(sizes);
+  if (ensemble) all.insert(all.begin(), members);
+  return all;
+}
+
+std::vector<int64_t> Layer::sequence_shape(int64_t width) const {
+  return packed ? shape({directions, problem.rows, width}) : shape({directions, problem.steps, problem.batch, width});
+}
+
+const void* Layer::part(const Tensor& tensor, int64_t group, int64_t elements) const {
+  if (!tensor.defined() || tensor.numel() == 0) return nullptr;
+  return static_cast<const char*>(tensor.const_data_ptr()) + group * elements * tensor.element_size();
+}
+
+const void* Layer::y_part(const Tensor& y, int64_t group) const {
+  if (!y.defined() || y.numel() == 0) return nullptr;
+  int64_t const size = problem.state_size(), n = group / directions, d = group % directions;
+  return static_cast<const char*>(y.const_data_ptr()) + (n * problem.rows * directions + d) * size * y.element_size();
+}
+
+Layer::Layer(const LayerArguments& arguments) {
+  const Tensor& x = arguments.x;
+  ensemble = arguments.ensemble;
+  packed = arguments.batch_sizes.has_value();
+  directions = arguments.bidirectional ? 2 : 1;
+  CellName const named = translate_errors([&] { return find_name(kCellNames, "cell", arguments.cell); });
+  problem.cell = named.kind;
+  problem.activation = named.activation;
+  problem.dtype = parse_dtype(x);
+  problem.backend = parse_device(x);
+  problem.heads = arguments.heads;
+
+  int64_t const lead = ensemble;  // dimensions before a member's own
+  TORCH_CHECK_VALUE(x.dim() == lead + (packed ? 2 : 3), "input: expected ", lead + (packed ? 2 : 3),
+                    " dimensions, got ", x.dim());
+  TORCH_CHECK_VALUE(arguments.h_0.dim() == lead + 3, "h_0: expected ", lead + 3, " dimensions, got ",
+                    arguments.h_0.dim());
+  members = ensemble ? x.size(0) : 1;
+  problem.input_size = x.size(-1);
+  problem.batch = arguments.h_0.size(lead + 1);
+  problem.steps = packed ? arguments.batch_sizes->numel() : x.size(lead);
+  problem.rows = packed ? x.size(lead) : problem.steps * problem.batch;
+  int64_t const count = int64_t(arguments.weights.size());
+  weights_per_direction = count / directions;
+  TORCH_CHECK_VALUE(count % directions == 0 && weights_per_direction >= 2 && weights_per_direction <= 5,
+                    "weights: expected 2, 3, 4 or 5 tensors per direction, got ", count, " for ", directions,
+                    " direction(s)");
+  problem.bias = weights_per_direction >= 4;
+  bool const projection = weights_per_direction % 2;
+  TORCH_CHECK_VALUE(!projection || problem.cell == CellKind::lstm,
+                    "weights: expected a projection only with an LSTM, got ", weights_per_direction,
+                    " tensors per direction");
+  const Tensor& first = arguments.weights[0];
+  TORCH_CHECK_VALUE(first.dim() == lead + 2, "weight_ih: expected ", lead + 2, " dimensions, got ", first.dim());
+  int64_t const gates = problem.gates();
+  TORCH_CHECK_VALUE(first.size(lead) % gates == 0 && first.size(lead) > 0, "weight_ih: expected a multiple of ", gates,
+                    " rows, got ", first.size(lead));
+  problem.hidden_size = first.size(lead) / gates;
+  if (projection) {
+    const Tensor& w_hr = arguments.weights[weights_per_direction - 1];
+    TORCH_CHECK_VALUE(w_hr.dim() == lead + 2 && w_hr.size(lead) > 0, "weight_hr: expected ", lead + 2,
+                      " dimensions, got ", w_hr.sizes());
+    problem.proj_size = w_hr.size(lead);
+  }
+  int64_t const hidden = problem.hidden_size, size = problem.state_size(), in = problem.input_size,
+                heads = problem.heads;
+  int64_t const batch = problem.batch;
+  TORCH_CHECK_VALUE(heads >= 1 && hidden % heads == 0 && (heads == 1 || !projection),
+                    "heads: expected a divisor of hidden_size ", hidden, " and no projection, got ", heads);
+  problem.groups = members * directions;
+
+  owned.reserve(size_t(count) + 10);
+  Checker const check(x, *this);
+  auto optional = [&](const OptionalTensor& tensor, const char* name, std::vector<int64_t> shape,
+                      at::ScalarType dtype) {
+    return tensor && tensor->defined() ? check(*tensor, name, std::move(shape), dtype) : Tensor();
+  };
+  auto const rows = [&](std::vector<int64_t> before, std::vector<int64_t> after) {
+    if (packed)
+      before.push_back(problem.rows);
+    else
+      before.insert(before.end(), {problem.steps, batch});
+    before.insert(before.end(), after.begin(), after.end());
+    return before;
+  };
+  Tensor const input = check(x, "input", rows({}, {in}));
+  Tensor const h_0 = check(arguments.h_0, "h_0", {directions, batch, size});
+  bool const has_cell = facts(problem.cell).has_cell;
+  TORCH_CHECK_VALUE(has_cell == (arguments.c_0 && arguments.c_0->defined()), "c_0: expected ",
+                    has_cell ? "a tensor" : "None", " for cell ", arguments.cell);
+  Tensor const c_0 = optional(arguments.c_0, "c_0", {directions, batch, hidden}, x.scalar_type());
+  Tensor const reset = optional(arguments.reset_mask, "reset_mask", rows({}, {}), at::kBool);
+  Tensor const mask = optional(arguments.recurrent_mask, "recurrent_mask", {directions, batch, size}, x.scalar_type());
+  Tensor const zone_h = optional(arguments.zoneout_h, "zoneout_h", rows({directions}, {size}), at::kBool);
+  Tensor const zone_c =
+      has_cell ? optional(arguments.zoneout_c, "zoneout_c", rows({directions}, {hidden}), at::kBool) : Tensor();
+  Tensor lengths, batch_sizes;
+  if (arguments.lengths && arguments.lengths->defined()) {
+    TORCH_CHECK_VALUE(!packed, "lengths: expected None with a packed input, got a tensor");
+    lengths = check(place_lengths(*arguments.lengths, x, problem.steps), "lengths", {batch}, at::kLong);
+  }
+  if (packed) {
+    batch_sizes = arguments.batch_sizes->contiguous();
+    check_batch_sizes(batch_sizes, batch, problem.rows);
+    owned.push_back(batch_sizes);
+  }
+  problem.packed = packed, problem.lengths = lengths.defined(), problem.reset = reset.defined();
+  problem.recurrent_mask = mask.defined();
+  problem.zoneout = zone_h.defined() || arguments.zoneout > 0;
+
+  std::vector<Tensor> weights;
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t const which = i % weights_per_direction;
+    const Tensor& weight = arguments.weights[i];
+    if (which == 0)
+      weights.push_back(check(weight, "weight_ih", {gates * hidden, in}));
+    else if (which == 1)
+      weights.push_back(check(weight, "weight_hh", {gates * hidden, size / heads}));
+    else if (projection && which == weights_per_direction - 1)
+      weights.push_back(check(weight, "weight_hr", {size, hidden}));
+    else
+      weights.push_back(check(weight, which == 2 ? "bias_ih" : "bias_hh", {gates * hidden}));
+  }
+
+  auto const bytes = int64_t(size_of(problem.dtype));
+  groups.resize(problem.groups);
+  for (int64_t i = 0; i < problem.groups; ++i) {
+    int64_t const n = i / directions, d = i % directions;
+    Group& group = groups[i];
+    const Tensor* const own = &weights[d * weights_per_direction];
+    group.reverse = d == 1;
+    group.schedule.lengths = member<int64_t>(lengths, ensemble, n);
+    group.schedule.reset = member<bool>(reset, ensemble, n);
+    group.schedule.batch_sizes = packed ? batch_sizes.const_data_ptr<int64_t>() : nullptr;
+    group.x = member(input, ensemble, n);
+    group.w_ih = member(own[0], ensemble, n);
+    group.w_hh = member(own[1], ensemble, n);
+    if (problem.bias) {
+      group.b_ih = member(own[2], ensemble, n);
+      group.b_hh = member(own[3], ensemble, n);
+    }
+    if (projection) group.w_hr = member(own[weights_per_direction - 1], ensemble, n);
+    auto const direction = [&](const Tensor& tensor, int64_t elements, int64_t element_bytes) -> const char* {
+      const char* const start = member(tensor, ensemble, n);
+      return start ? start + d * elements * element_bytes : nullptr;
+    };
+    group.h_0 = direction(h_0, batch * size, bytes);
+    group.c_0 = direction(c_0, batch * hidden, bytes);
+    group.mask = direction(mask, batch * size, bytes);
+    group.zone_h = reinterpret_cast<const bool*>(direction(zone_h, problem.rows * size, 1));
+    group.zone_c = reinterpret_cast<const bool*>(direction(zone_c, problem.rows * hidden, 1));
+    group.zoneout = arguments.zoneout;
+    group.y_stride = directions * size;
+  }
+}
+
+void run_forward(Layer& layer) {
+  translate_errors([&] {
+    Plan const plan = rnnkern::plan(layer.problem, max_workers());
+#if defined(RNNKERN_WITH_CUDA)
+    if (layer.problem.backend == Backend::cuda) {
+      TorchCudaPlatform platform(layer.owned[0].device().index());
+      layer.problem.tf32 = rnn_tf32_allowed();
+      return stepwise_forward(layer.problem, layer.groups, platform);
+    }
+#endif
+    TorchCpuPlatform platform;
+    simd_forward(layer.problem, layer.groups, plan, platform);
+  });
+}
+
+void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients) {
+  translate_errors([&] {
+    Plan const plan = rnnkern::plan(layer.problem, max_workers());
+#if defined(RNNKERN_WITH_CUDA)
+    if (layer.problem.backend == Backend::cuda) {
+      TorchCudaPlatform platform(layer.owned[0].device().index());
+      layer.problem.tf32 = rnn_tf32_allowed();
+      return stepwise_backward(layer.problem, layer.groups, gradients, platform);
+    }
+#endif
+    TorchCpuPlatform platform;
+    simd_backward(layer.problem, layer.groups, gradients, plan, platform);
+  });
+}
+
+int max_workers() { return TorchCpuPlatform().max_workers(); }
+
+}  // namespace rnnkern

@@ -1,0 +1,60 @@
+// A layer's tensors, checked and turned into the core's problem and groups; used by the two operators and by `step`.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string_view>
+#include <vector>
+
+#include "../core/plan.h"
+#include "../core/types.h"
+
+namespace rnnkern {
+
+// The arguments that both operators share, as reference.py documents them.
+struct LayerArguments {
+  const at::Tensor& x;
+  at::TensorList weights;
+  const at::Tensor& h_0;
+  const std::optional<at::Tensor>& c_0;
+  const std::optional<at::Tensor>& lengths;
+  const std::optional<at::Tensor>& reset_mask;
+  const std::optional<at::Tensor>& batch_sizes;
+  const std::optional<at::Tensor>& recurrent_mask;
+  const std::optional<at::Tensor>& zoneout_h;
+  const std::optional<at::Tensor>& zoneout_c;
+  double zoneout;
+  std::string_view cell;
+  bool bidirectional;
+  int64_t heads;
+  bool ensemble;
+};
+
+// Sizes, pointers and the tensors that own them. Groups are member-major: member * directions + direction.
+struct Layer {
+  Problem problem;
+  int64_t members = 1, directions = 1, weights_per_direction = 2;
+  bool ensemble = false, packed = false;
+  std::vector<Group> groups;
+  std::vector<at::Tensor> owned;
+
+  explicit Layer(const LayerArguments& arguments);
+
+  // [N?] then `sizes`.
+  std::vector<int64_t> shape(std::initializer_list<int64_t> sizes) const;
+  // [N?, D, T, B, width] or [N?, D, rows, width].
+  std::vector<int64_t> sequence_shape(int64_t width) const;
+
+  // The group's part of a tensor [N?, D, rows, width]; null if it is empty or absent.
+  const void* part(const at::Tensor& tensor, int64_t group, int64_t elements) const;
+  // The same of y [N?, rows, D * R].
+  const void* y_part(const at::Tensor& y, int64_t group) const;
+};
+
+// Runs the core; its errors become Python's ValueError.
+void run_forward(Layer& layer);
+void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients);
+
+int max_workers();
+
+}  // namespace rnnkern

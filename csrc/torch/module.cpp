@@ -1,0 +1,127 @@
+// rnnkern._C: loads the operators, and answers what Python asks about the build and about plans.
+#include <ATen/ops/empty.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <sstream>
+
+#include "../core/cpu/simd.h"
+#include "layer.h"
+
+namespace py = pybind11;
+
+namespace rnnkern {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+py::dict build_info() {
+  py::dict info;
+  py::list archs;
+#if defined(RNNKERN_WITH_CUDA)
+  info["cuda"] = RNNKERN_CUDA_VERSION;
+  std::istringstream all(RNNKERN_CUDA_ARCHS);
+  for (std::string arch; std::getline(all, arch, ',');) archs.append(arch);
+#else
+  info["cuda"] = py::none();
+#endif
+  info["cuda_archs"] = archs;
+  info["cpu_isas"] = cpu_isas();
+  info["cpu_isa"] = cpu_isa();
+  return info;
+}
+
+py::dict describe(const Plan& plan) {
+  py::dict out, rejected;
+  out["strategy"] = plan.strategy;
+  out["workers"] = plan.workers;
+  out["split"] = name(plan.split);
+  out["bytes"] = plan.bytes;
+  out["floor_us"] = plan.floor_us;
+  for (auto const& [strategy, reason] : plan.rejected) rejected[py::str(strategy)] = reason;
+  out["rejected"] = rejected;
+  return out;
+}
+
+py::dict plan_of(const std::string& cell, const std::string& dtype, const std::string& device, int64_t steps,
+                 int64_t batch, int64_t rows, int64_t input_size, int64_t hidden_size, int64_t proj_size, int64_t heads,
+                 int64_t groups, bool bias, bool packed, bool lengths, bool reset, bool recurrent_mask, bool zoneout,
+                 bool save, bool recompute, int threads) {
+  Problem problem;
+  problem.backend = device == "cuda" ? Backend::cuda : Backend::cpu;
+  problem.steps = steps, problem.batch = batch, problem.rows = rows;
+  problem.input_size = input_size, problem.hidden_size = hidden_size, problem.proj_size = proj_size;
+  problem.heads = heads, problem.groups = groups, problem.bias = bias;
+  problem.packed = packed, problem.lengths = lengths, problem.reset = reset;
+  problem.recurrent_mask = recurrent_mask, problem.zoneout = zoneout, problem.save = save,
+  problem.recompute = recompute;
+  try {
+    CellName const& named = find_name(kCellNames, "cell", cell);
+    problem.cell = named.kind, problem.activation = named.activation;
+    problem.dtype = find_name(kDtypeNames, "dtype", dtype).dtype;
+    return describe(plan(problem, threads > 0 ? threads : max_workers()));
+  } catch (const Error& error) {
+    throw py::value_error(error.message);
+  }
+}
+
+// One time step through all layers, without autograd.
+std::tuple<Tensor, Tensor, OptionalTensor> step(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& h_0,
+                                                const OptionalTensor& c_0, const std::string& cell, int64_t num_layers,
+                                                int64_t heads, double zoneout) {
+  py::gil_scoped_release released;
+  TORCH_CHECK_VALUE(h_0.dim() == 3 && h_0.size(0) == num_layers, "h_0: expected ", num_layers, " layers, got ",
+                    h_0.sizes());
+  Tensor const h_n = at::empty(h_0.sizes(), x.options());
+  OptionalTensor c_n;
+  if (c_0) c_n = at::empty(c_0->sizes(), x.options());
+  OptionalTensor const none;
+  size_t const per_layer = weights.size() / std::max<int64_t>(num_layers, 1);
+  auto const state = [&](const Tensor& all, int64_t l) { return num_layers == 1 ? all : all.narrow(0, l, 1); };
+  Tensor output = x;
+  for (int64_t l = 0; l < num_layers; ++l) {
+    Tensor const input = output.unsqueeze(0), h = state(h_0, l);
+    OptionalTensor const c = c_0 ? OptionalTensor(state(*c_0, l)) : std::nullopt;
+    Layer layer({input, at::TensorList(weights.data() + l * per_layer, per_layer), h, c, none, none, none, none, none,
+                 none, zoneout, cell, false, heads, false});
+    int64_t const batch = layer.problem.batch, size = layer.problem.state_size(), bytes = x.element_size();
+    output = at::empty({batch, size}, x.options());
+    Group& group = layer.groups[0];
+    group.y = output.data_ptr();
+    group.h_n = static_cast<char*>(h_n.data_ptr()) + l * batch * size * bytes;
+    if (c_n) group.c_n = static_cast<char*>(c_n->data_ptr()) + l * batch * layer.problem.hidden_size * bytes;
+    run_forward(layer);
+  }
+  return {output, h_n, c_n};
+}
+
+}  // namespace
+}  // namespace rnnkern
+
+PYBIND11_MODULE(_C, module) {
+  using namespace rnnkern;
+  auto const checked = [](auto run) {
+    return [run](const std::string& name) {
+      try {
+        return run(name);
+      } catch (const Error& error) {
+        throw py::value_error(error.message);
+      }
+    };
+  };
+  module.doc() =
+      "The compiled part of rnnkern; importing it registers the operators rnnkern::layer_forward and layer_backward.";
+  module.def("build_info", build_info);
+  module.def("strategies", strategies);
+  module.def("set_cpu_isa", checked([](const std::string& name) { set_cpu_isa(name); }), py::arg("name"));
+  module.def("force_strategy", checked([](const std::string& name) { return force_strategy(name); }), py::arg("name"));
+  module.def("plan", plan_of, py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("device"), py::arg("steps"),
+             py::arg("batch"), py::arg("rows"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size") = 0,
+             py::arg("heads") = 1, py::arg("groups") = 1, py::arg("bias") = true, py::arg("packed") = false,
+             py::arg("lengths") = false, py::arg("reset") = false, py::arg("recurrent_mask") = false,
+             py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("threads") = 0);
+  module.def("step", step, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
+             py::arg("num_layers"), py::arg("heads"), py::arg("zoneout"));
+}

@@ -1,0 +1,159 @@
+// The two operators: check (layer.cpp), allocate, call the core. Their fakes are in rnnkern/ops.py, their autograd in
+// rnnkern/autograd.py.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "layer.h"
+
+namespace rnnkern {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+void* writable(const void* part) { return const_cast<void*>(part); }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
+    const Tensor& x, at::TensorList weights, const Tensor& h_0, const OptionalTensor& c_0,
+    const OptionalTensor& lengths, const OptionalTensor& reset_mask, const OptionalTensor& batch_sizes,
+    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
+    double zoneout, std::string_view cell, bool bidirectional, int64_t heads, bool ensemble, bool save, bool recompute,
+    bool want_cells) {
+  Layer layer({x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, zoneout,
+               cell, bidirectional, heads, ensemble});
+  Problem& problem = layer.problem;
+  problem.save = save, problem.recompute = recompute;
+  int64_t const rows = problem.rows, batch = problem.batch, size = problem.state_size(), hidden = problem.hidden_size;
+  int64_t const directions = layer.directions;
+  bool const has_cell = facts(problem.cell).has_cell, keep_gates = save && !recompute;
+
+  auto const options = x.options();
+  auto const absent = [&] { return at::empty({0}, options); };  // each a tensor of its own: results never share memory
+  Tensor const y = at::empty(
+      layer.packed ? layer.shape({rows, directions * size}) : layer.shape({problem.steps, batch, directions * size}),
+      options);
+  Tensor const h_n = at::empty(layer.shape({directions, batch, size}), options);
+  Tensor const c_n = has_cell ? at::empty(layer.shape({directions, batch, hidden}), options) : absent();
+  Tensor const cells = has_cell && (want_cells || save) ? at::empty(layer.sequence_shape(hidden), options) : absent();
+  Tensor const gates = keep_gates ? at::empty(layer.sequence_shape(problem.saved_size()), options) : absent();
+  for (int64_t i = 0; i < problem.groups; ++i) {
+    Group& group = layer.groups[i];
+    group.y = writable(layer.y_part(y, i));
+    group.h_n = writable(layer.part(h_n, i, batch * size));
+    group.c_n = writable(layer.part(c_n, i, batch * hidden));
+    group.cells = writable(layer.part(cells, i, rows * hidden));
+    group.gates = writable(layer.part(gates, i, rows * problem.saved_size()));
+  }
+  run_forward(layer);
+  return {y, h_n, c_n, cells, gates};
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
+    const OptionalTensor& d_y, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n, const OptionalTensor& d_cells,
+    const Tensor& x, at::TensorList weights, const Tensor& h_0, const OptionalTensor& c_0,
+    const OptionalTensor& lengths, const OptionalTensor& reset_mask, const OptionalTensor& batch_sizes,
+    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
+    double zoneout, std::string_view cell, bool bidirectional, int64_t heads, bool ensemble, bool recompute,
+    const Tensor& y, const Tensor& cells, const Tensor& gates, c10::List<bool> needs) {
+  Layer layer({x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, zoneout,
+               cell, bidirectional, heads, ensemble});
+  Problem& problem = layer.problem;
+  problem.save = true, problem.recompute = recompute;
+  TORCH_CHECK_VALUE(needs.size() == weights.size() + 3, "needs: expected ", weights.size() + 3, " values, got ",
+                    needs.size());
+  int64_t const rows = problem.rows, batch = problem.batch, size = problem.state_size(), hidden = problem.hidden_size;
+  int64_t const directions = layer.directions, members = layer.members;
+
+  // Gradients come dense or are made so; a shape that is not the result's would be read out of bounds.
+  auto const dense = [&](const Tensor& tensor, const char* name, std::vector<int64_t> shape) {
+    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, ": expected shape ", at::IntArrayRef(shape), ", got ",
+                      tensor.sizes());
+    TORCH_CHECK_TYPE(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(), ", got ",
+                     tensor.scalar_type());
+    TORCH_CHECK(tensor.device() == x.device(), name, ": expected device ", x.device(), ", got ", tensor.device());
+    layer.owned.push_back(tensor.contiguous());
+    return layer.owned.back();
+  };
+  auto const gradient = [&](const OptionalTensor& tensor, const char* name, std::vector<int64_t> shape) {
+    return tensor && tensor->defined() ? dense(*tensor, name, std::move(shape)) : Tensor();
+  };
+  bool const has_cell = facts(problem.cell).has_cell, sequences = problem.steps > 1;
+  auto const y_shape =
+      layer.packed ? layer.shape({rows, directions * size}) : layer.shape({problem.steps, batch, directions * size});
+  Tensor const grad_y = gradient(d_y, "d_y", y_shape);
+  Tensor const grad_h_n = gradient(d_h_n, "d_h_n", layer.shape({directions, batch, size}));
+  Tensor const grad_c_n = has_cell ? gradient(d_c_n, "d_c_n", layer.shape({directions, batch, hidden})) : Tensor();
+  Tensor const grad_cells = has_cell ? gradient(d_cells, "d_cells", layer.sequence_shape(hidden)) : Tensor();
+  Tensor const saved_y = sequences ? dense(y, "y", y_shape) : Tensor();
+  Tensor const saved_cells = sequences && has_cell ? dense(cells, "cells", layer.sequence_shape(hidden)) : Tensor();
+  Tensor const saved_gates = recompute ? Tensor() : dense(gates, "gates", layer.sequence_shape(problem.saved_size()));
+
+  auto const options = x.options();
+  auto const result = [&](bool wanted, const Tensor& like) {
+    return wanted ? at::empty(like.sizes(), options) : at::empty({0}, options);
+  };
+  Tensor const d_x = result(needs[0], x);
+  Tensor const d_h_0 = result(needs[1], h_0);
+  Tensor const d_c_0 = result(needs[2] && has_cell, has_cell ? *c_0 : h_0);
+  std::vector<Tensor> d_weights;
+  for (size_t i = 0; i < weights.size(); ++i) d_weights.push_back(result(needs[i + 3], weights[i]));
+
+  std::vector<GroupGradients> gradients(problem.groups);
+  for (int64_t i = 0; i < problem.groups; ++i) {
+    int64_t const n = i / directions, d = i % directions;
+    Group& group = layer.groups[i];
+    group.y = writable(layer.y_part(saved_y, i));
+    group.cells = writable(layer.part(saved_cells, i, rows * hidden));
+    group.gates = writable(layer.part(saved_gates, i, rows * problem.saved_size()));
+    GroupGradients& own = gradients[i];
+    own.d_y = layer.y_part(grad_y, i);
+    own.d_h_n = layer.part(grad_h_n, i, batch * size);
+    own.d_c_n = layer.part(grad_c_n, i, batch * hidden);
+    own.d_cells = layer.part(grad_cells, i, rows * hidden);
+    own.d_x = writable(layer.part(d_x, n, rows * problem.input_size));
+    own.accumulate_x = d > 0;
+    own.d_h_0 = writable(layer.part(d_h_0, i, batch * size));
+    own.d_c_0 = writable(layer.part(d_c_0, i, batch * hidden));
+    auto const weight = [&](int64_t which) {
+      const Tensor& tensor = d_weights[d * layer.weights_per_direction + which];
+      return writable(layer.part(tensor, n, tensor.numel() / std::max<int64_t>(members, 1)));
+    };
+    own.d_w_ih = weight(0);
+    own.d_w_hh = weight(1);
+    if (problem.bias) own.d_b_ih = weight(2), own.d_b_hh = weight(3);
+    if (problem.proj_size > 0) own.d_w_hr = weight(layer.weights_per_direction - 1);
+  }
+  run_backward(layer, gradients);
+  return {d_x, d_h_0, d_c_0, d_weights};
+}
+
+#define RNNKERN_LAYER_ARGUMENTS                                                                                     \
+  "Tensor x, Tensor[] weights, Tensor h_0, Tensor? c_0, Tensor? lengths, Tensor? reset_mask, Tensor? batch_sizes, " \
+  "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, float zoneout, str cell, bool bidirectional, int " \
+  "heads, "                                                                                                         \
+  "bool ensemble"
+
+TORCH_LIBRARY(rnnkern, library) {
+  library.def(
+      "layer_forward(" RNNKERN_LAYER_ARGUMENTS
+      ", bool save, bool recompute, bool want_cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
+      {at::Tag::pt2_compliant_tag});
+  library.def("layer_backward(Tensor? d_y, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, " RNNKERN_LAYER_ARGUMENTS
+              ", bool recompute, Tensor y, Tensor cells, Tensor gates, bool[] needs)"
+              " -> (Tensor d_x, Tensor d_h_0, Tensor d_c_0, Tensor[] d_weights)",
+              {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(rnnkern, CPU, library) {
+  library.impl("layer_forward", layer_forward);
+  library.impl("layer_backward", layer_backward);
+}
+#if defined(RNNKERN_WITH_CUDA)
+TORCH_LIBRARY_IMPL(rnnkern, CUDA, library) {
+  library.impl("layer_forward", layer_forward);
+  library.impl("layer_backward", layer_backward);
+}
+#endif
+
+}  // namespace
+}  // namespace rnnkern
