@@ -29,6 +29,11 @@ TorchCpuPlatform::~TorchCpuPlatform() {
 
 void* TorchCpuPlatform::scratch(size_t bytes) {
   bytes = (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign;
+#if defined(__SANITIZE_ADDRESS__)
+  // One allocation each, so that a step beyond its end is seen.
+  blocks_.push_back(c10::GetCPUAllocator()->allocate(bytes));
+  return blocks_.back().get();
+#endif
   if (bytes > left_) {
     if (!holds_arena_ && !arena_taken && blocks_.empty() && bytes <= kArena) {
       if (!arena) arena.reset(new char[kArena + kAlign]);

@@ -13,10 +13,12 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct BackwardBuffers {
   using C = compute_t<T>;
-  PanelSet<C> first, second;   // second: through the projection, or gru_v1's candidate
-  const T* saved = nullptr;    // [rows][K][H]
-  T* d_gates = nullptr;        // [rows][G][H] gradients of gates_x
-  T* d_split = nullptr;        // [rows][H] of gates_h's last gate, where it differs
+  PanelSet<C> first, second;  // second: through the projection, or gru_v1's candidate
+  const T* saved = nullptr;   // [rows][K][H]
+  // Gradients of gates_x, [G][H] a row, and of gates_h's last gate, [H], where it differs. They may lie upon `saved`: a
+  // unit's values are read before its gradients are written.
+  T *d_gates = nullptr, *d_split = nullptr;
+  int64_t d_gates_stride = 0, d_split_stride = 0;
   T* operand = nullptr;        // [rows][R] what w_hh multiplied
   T* reset_operand = nullptr;  // [rows][H] gru_v1: r times it
   T* d_state = nullptr;        // [rows][R] projection: gradient of its result
@@ -95,8 +97,8 @@ class BackwardSweep {
       row.saved = buffers_.saved + at * K * hidden_;
       row.mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
       row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
-      row.d_gates = buffers_.d_gates + at * G * hidden_;
-      if (Cell::split_gate) row.d_split = buffers_.d_split + at * hidden_;
+      row.d_gates = buffers_.d_gates + at * buffers_.d_gates_stride;
+      if (Cell::split_gate) row.d_split = buffers_.d_split + at * buffers_.d_split_stride;
       row.h_operand = buffers_.operand + at * state_size_;
       if (two_stage_gru) row.reset_operand = buffers_.reset_operand + at * hidden_;
       if (projection_) {
@@ -156,16 +158,16 @@ class BackwardSweep {
   void clear_padding(int64_t b) const {
     for (int64_t t = time_.lengths[b]; t < time_.steps; ++t) {
       int64_t const at = time_.row(t, b);
-      clear(buffers_.d_gates, at, G * hidden_);
-      clear(buffers_.d_split, at, hidden_);
-      clear(buffers_.operand, at, state_size_);
-      clear(buffers_.reset_operand, at, hidden_);
-      clear(buffers_.d_state, at, state_size_);
-      clear(buffers_.projected, at, hidden_);
+      clear(buffers_.d_gates, at * buffers_.d_gates_stride, G * hidden_);
+      clear(buffers_.d_split, at * buffers_.d_split_stride, hidden_);
+      clear(buffers_.operand, at * state_size_, state_size_);
+      clear(buffers_.reset_operand, at * hidden_, hidden_);
+      clear(buffers_.d_state, at * state_size_, state_size_);
+      clear(buffers_.projected, at * hidden_, hidden_);
     }
   }
-  static void clear(T* to, int64_t row, int64_t size) {
-    if (to) std::memset(to + row * size, 0, size * sizeof(T));
+  static void clear(T* to, int64_t at, int64_t size) {
+    if (to) std::memset(to + at, 0, size * sizeof(T));
   }
 
   void start(const void* from, int64_t size, int64_t b, int which) {

@@ -8,7 +8,8 @@
 namespace rnnkern::RNNKERN_ISA {
 
 template <class Cell, class T>
-BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int64_t rows_together, Platform& platform) {
+BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, T* rebuilt, int64_t rows_together,
+                                    Platform& platform) {
   using C = compute_t<T>;
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, size = problem.state_size(), head = problem.head_size();
@@ -17,9 +18,16 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int6
   buffers.first = PanelSet<C>::make(platform, size, problem.heads, 1, gates * head, rows_together);
   if (two_stage_gru) buffers.second = PanelSet<C>::make(platform, hidden, problem.heads, 1, head, rows_together);
   if (projection) buffers.second = PanelSet<C>::make(platform, hidden, 1, 1, size, rows_together);
-  buffers.saved = saved;
-  buffers.d_gates = scratch<T>(platform, problem.rows * problem.gate_size());
-  if (Cell::split_gate) buffers.d_split = scratch<T>(platform, problem.rows * hidden);
+  buffers.saved = rebuilt ? rebuilt : saved;
+  if (rebuilt) {  // gates that were made again for this backward alone give their place to their gradients
+    buffers.d_gates = rebuilt;
+    buffers.d_split = Cell::split_gate ? rebuilt + problem.gate_size() : nullptr;
+    buffers.d_gates_stride = buffers.d_split_stride = problem.saved_size();
+  } else {
+    buffers.d_gates = scratch<T>(platform, problem.rows * problem.gate_size());
+    buffers.d_split = Cell::split_gate ? scratch<T>(platform, problem.rows * hidden) : nullptr;
+    buffers.d_gates_stride = problem.gate_size(), buffers.d_split_stride = hidden;
+  }
   buffers.operand = scratch<T>(platform, problem.rows * size);
   if (two_stage_gru) buffers.reset_operand = scratch<T>(platform, problem.rows * hidden);
   if (projection) {
@@ -58,7 +66,7 @@ int gradient_products(const Problem& problem, const Group& group, const GroupGra
                       const BackwardBuffers<T>& buffers, const T* live_x, PackedGemm<T>* products) {
   int64_t const hidden = problem.hidden_size, in = problem.input_size, all = problem.gate_size(),
                 size = problem.state_size();
-  int64_t const head = problem.head_size(), rows = problem.rows;
+  int64_t const head = problem.head_size(), rows = problem.rows, d_stride = buffers.d_gates_stride;
   int count = 0;
   auto add = [&](PackedGemm<T> product) {
     if (products) new (&products[count]) PackedGemm<T>(product);
@@ -68,33 +76,33 @@ int gradient_products(const Problem& problem, const Group& group, const GroupGra
     add({rows,
          in,
          all,
-         {buffers.d_gates, all},
+         {buffers.d_gates, d_stride},
          {static_cast<const T*>(group.w_ih), in},
          static_cast<T*>(gradients.d_x),
          in,
          gradients.accumulate_x});
   if (gradients.d_w_ih)
-    add({all, in, rows, {buffers.d_gates, all, true}, {live_x, in}, static_cast<T*>(gradients.d_w_ih), in});
+    add({all, in, rows, {buffers.d_gates, d_stride, true}, {live_x, in}, static_cast<T*>(gradients.d_w_ih), in});
   if (gradients.d_w_hh) {
     int64_t const width = size / problem.heads;
     T* const out = static_cast<T*>(gradients.d_w_hh);
-    auto block = [&](int64_t row, int64_t units, const T* d, int64_t d_stride, const T* operand, int64_t column) {
-      add({units, width, rows, {d, d_stride, true}, {operand + column, size}, out + row * width, width});
+    auto block = [&](int64_t row, int64_t units, const T* d, int64_t stride, const T* operand, int64_t column) {
+      add({units, width, rows, {d, stride, true}, {operand + column, size}, out + row * width, width});
     };
     // The last gate stands alone where its gradient or its operand differs.
     int64_t const together = Cell::split_gate || buffers.reset_operand ? Cell::gates - 1 : Cell::gates;
     if (problem.heads == 1) {
-      block(0, together * hidden, buffers.d_gates, all, buffers.operand, 0);
+      block(0, together * hidden, buffers.d_gates, d_stride, buffers.operand, 0);
     } else {
       for (int64_t g = 0; g < together; ++g)
         for (int64_t j = 0; j < hidden; j += head)
-          block(g * hidden + j, head, buffers.d_gates + g * hidden + j, all, buffers.operand, j);
+          block(g * hidden + j, head, buffers.d_gates + g * hidden + j, d_stride, buffers.operand, j);
     }
     if (together < Cell::gates) {
       const T* const d = Cell::split_gate ? buffers.d_split : buffers.d_gates + together * hidden;
       const T* const operand = Cell::split_gate ? buffers.operand : buffers.reset_operand;
       for (int64_t j = 0; j < hidden; j += head)
-        block(together * hidden + j, head, d + j, Cell::split_gate ? hidden : all, operand, j);
+        block(together * hidden + j, head, d + j, Cell::split_gate ? buffers.d_split_stride : d_stride, operand, j);
     }
   }
   if (gradients.d_w_hr)
@@ -133,15 +141,16 @@ void sum_biases(const Problem& problem, const GroupGradients& gradients, const B
     int64_t const last = std::min(all, first + kColumns);
     auto* const d_b_ih = static_cast<T*>(gradients.d_b_ih);
     auto* const d_b_hh = static_cast<T*>(gradients.d_b_hh);
-    if (d_b_ih) sum_rows(buffers.d_gates, all, problem.rows, first, last, d_b_ih);
+    if (d_b_ih) sum_rows(buffers.d_gates, buffers.d_gates_stride, problem.rows, first, last, d_b_ih);
     if (!d_b_hh) continue;
     if (!Cell::split_gate) {
-      sum_rows(buffers.d_gates, all, problem.rows, first, last, d_b_hh);
+      sum_rows(buffers.d_gates, buffers.d_gates_stride, problem.rows, first, last, d_b_hh);
       continue;
     }
-    sum_rows(buffers.d_gates, all, problem.rows, first, std::min(last, split), d_b_hh);
+    sum_rows(buffers.d_gates, buffers.d_gates_stride, problem.rows, first, std::min(last, split), d_b_hh);
     if (last > split)
-      sum_rows(buffers.d_split, hidden, problem.rows, std::max(first, split) - split, last - split, d_b_hh + split);
+      sum_rows(buffers.d_split, buffers.d_split_stride, problem.rows, std::max(first, split) - split, last - split,
+               d_b_hh + split);
   }
 }
 
@@ -166,15 +175,15 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   auto* const live_x = scratch<const T*>(platform, count);
   int product_count = 0;
   for (int g = 0; g < count; ++g) {
-    const T* saved = static_cast<const T*>(groups[g].gates);
+    T* gates = nullptr;
     if (problem.recompute) {
-      T* const gates = scratch<T>(platform, problem.rows * problem.saved_size());
+      gates = scratch<T>(platform, problem.rows * problem.saved_size());
       new (&again[g])
           ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], gates, Forward::kTogether, false, platform));
       new (&again_products[g]) PackedGemm<T>(input_product(problem, groups[g], again[g]));
-      saved = gates;
     }
-    new (&buffers[g]) BackwardBuffers<T>(backward_buffers<Cell, T>(problem, saved, together, platform));
+    new (&buffers[g]) BackwardBuffers<T>(
+        backward_buffers<Cell, T>(problem, static_cast<const T*>(groups[g].gates), gates, together, platform));
     live_x[g] = static_cast<const T*>(groups[g].x);
     if (!time[g].uniform && !time[g].offsets && gradients[g].d_w_ih) {
       bool const same = g > 0 && groups[g].x == groups[g - 1].x && live_x[g - 1] != groups[g - 1].x;
