@@ -64,6 +64,8 @@ class BackwardSweep {
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
+  int64_t rows() const { return rows_.count; }
+
   void begin(int64_t first, int64_t stride) {
     for (int64_t i = first; i < rows_.count; i += stride) {
       start(gradients_.d_h_n, state_size_, rows_.rows[i], 0);

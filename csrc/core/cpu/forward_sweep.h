@@ -52,6 +52,14 @@ class ForwardSweep {
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
+  int64_t rows() const { return rows_.count; }
+
+  // Where the gates of row `first` and those after it lie from now on.
+  void set_gates(T* gates, int64_t first) {
+    gates_ = gates;
+    first_row_ = first;
+  }
+
   // Initial states of every `stride`-th row.
   void begin(int64_t first, int64_t stride) {
     for (int64_t i = first; i < rows_.count; i += stride) {
@@ -90,7 +98,7 @@ class ForwardSweep {
         row.next_operand = buffers_.operand[1 - now] + place;
         if (!cut) row.operand = buffers_.operand[now] + place;
       }
-      row.gates = buffers_.gates + at * buffers_.gates_stride;
+      row.gates = gates_ + (at - first_row_) * buffers_.gates_stride;
       row.y = static_cast<T*>(group_.y) + at * group_.y_stride;
       row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
       if (buffers_.middle) row.middle = buffers_.middle + place;
@@ -166,7 +174,7 @@ class ForwardSweep {
       row.state[1] = scratch.state[1] + place;
       row.next[1] = scratch.unused + place;
     }
-    row.gates = buffers_.gates + at * buffers_.gates_stride;
+    row.gates = gates_ + (at - first_row_) * buffers_.gates_stride;
     row.y = scratch.unused_y;
     row.middle = scratch.middle + place;
     if (two_stage_gru) row.z = scratch.state[1] + place;
@@ -277,6 +285,8 @@ class ForwardSweep {
   const Timeline& time_;
   LiveRows rows_;
   ForwardRow<T>* row_;
+  T* gates_ = nullptr;
+  int64_t first_row_ = 0;
   int64_t live_ = 0;
 };
 

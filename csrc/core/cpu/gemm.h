@@ -34,29 +34,28 @@ class PackedGemm {
   C* partial = nullptr;  // partial_elements(): sums in the compute type, where they are made in several parts
   C* strips = nullptr;   // strip_elements() a worker
 
-  int64_t panel_elements() const { return panel_count() * kWidth * std::min(k, kDepth); }
-  int64_t partial_elements() const { return !std::is_same_v<T, C> && k > kDepth ? m * panel_count() * kWidth : 0; }
+  bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
 
+  int64_t panel_elements() const { return panel_count() * kWidth * (keep_panels ? k : std::min(k, kDepth)); }
+  int64_t partial_elements() const { return !std::is_same_v<T, C> && k > kDepth ? m * panel_count() * kWidth : 0; }
   int64_t strip_elements() const { return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes; }
 
-  // Called by every worker; they wait for each other inside. B is packed together, then the tasks (strip, panel) are
-  // dealt out.
+  // The whole product. Every worker calls it; they wait for each other inside.
   void run(Barrier& barrier, int worker, int workers) const {
-    int64_t const tasks = (m + kStrip - 1) / kStrip * panel_count();
-    Strip strip;
-    strip.copy = strips + worker * strip_elements();
     for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth) {
-      int64_t const depth = std::min(kDepth, k - k_0);
-      for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, k_0, depth);
+      pack_block(k_0, worker, workers);
       barrier.wait(workers);
-      int64_t packed = -1;
-      for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; ++task) {
-        int64_t const s = task / panel_count();
-        if (s != packed) pack_strip(strip, packed = s, k_0, depth);
-        multiply(strip, s, task % panel_count(), k_0, depth);
-      }
+      multiply_block(k_0, 0, m, c, worker, workers);
       barrier.wait(workers);
     }
+  }
+
+  // The same in two steps, for some rows at a time; the caller waits in between. `out` is where row `first` goes.
+  void pack(int worker, int workers) const {
+    for (int64_t k_0 = 0; k_0 < k; k_0 += kDepth) pack_block(k_0, worker, workers);
+  }
+  void rows(int64_t first, int64_t count, T* out, int worker, int workers) const {
+    for (int64_t k_0 = 0; k_0 < k; k_0 += kDepth) multiply_block(k_0, first, count, out, worker, workers);
   }
 
  private:
@@ -68,9 +67,30 @@ class PackedGemm {
   };
 
   int64_t panel_count() const { return (n + kWidth - 1) / kWidth; }
+  C* panel_at(int64_t p, int64_t k_0, int64_t depth) const {
+    return panels + (keep_panels ? k_0 * panel_count() * kWidth : 0) + p * kWidth * depth;
+  }
+
+  void pack_block(int64_t k_0, int worker, int workers) const {
+    for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, k_0, std::min(kDepth, k - k_0));
+  }
+
+  // Tasks (strip of rows, panel) are dealt out, the same to the same worker for each block of k.
+  void multiply_block(int64_t k_0, int64_t first, int64_t count, T* out, int worker, int workers) const {
+    int64_t const depth = std::min(kDepth, k - k_0), tasks = (count + kStrip - 1) / kStrip * panel_count();
+    Strip strip;
+    strip.copy = strips + worker * strip_elements();
+    int64_t packed = -1;
+    for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; ++task) {
+      int64_t const s = task / panel_count(), at = s * kStrip, rows = std::min(kStrip, count - at);
+      if (s != packed) pack_strip(strip, first + at, rows, k_0, depth);
+      packed = s;
+      multiply(strip, at, rows, task % panel_count(), k_0, depth, out);
+    }
+  }
 
   void pack_panel(int64_t p, int64_t k_0, int64_t depth) const {
-    C* const panel = panels + p * kWidth * depth;
+    C* const panel = panel_at(p, k_0, depth);
     for (int j = 0; j < kColumns; ++j) {
       int64_t const column = p * kWidth + j * V::lanes;
       int const count = int(std::clamp<int64_t>(n - column, 0, V::lanes));
@@ -84,8 +104,7 @@ class PackedGemm {
     }
   }
 
-  void pack_strip(Strip& strip, int64_t s, int64_t k_0, int64_t depth) const {
-    int64_t const first = s * kStrip, rows = std::min(kStrip, m - first);
+  void pack_strip(Strip& strip, int64_t first, int64_t rows, int64_t k_0, int64_t depth) const {
     if (a.transposed) {  // [depth][kStrip], whole vectors at a time
       strip.stride = kStrip;
       for (int64_t i = 0; i < depth; ++i)
@@ -110,24 +129,23 @@ class PackedGemm {
     }
   }
 
-  void multiply(const Strip& strip, int64_t s, int64_t p, int64_t k_0, int64_t depth) const {
+  void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, int64_t k_0, int64_t depth, T* out) const {
     alignas(64) C sums[kMaxAccumulators * V::lanes];
-    const C* const panel = panels + p * kWidth * depth;
-    int64_t const first = s * kStrip, rows = std::min(kStrip, m - first);
+    const C* const panel = panel_at(p, k_0, depth);
     for (int64_t r = 0; r < rows; r += kTile) {
       int const count = int(std::min<int64_t>(kTile, rows - r));
       tile_table<C>.at[kColumns][count](panel, depth, strip.row + r, strip.stride, sums);
       for (int i = 0; i < count; ++i)
         for (int j = 0; j < kColumns; ++j)
-          finish(first + r + i, p, j, load<V>(sums + (i * kColumns + j) * V::lanes), k_0, k_0 + depth >= k);
+          finish(out, at + r + i, p, j, load<V>(sums + (i * kColumns + j) * V::lanes), k_0, k_0 + depth >= k);
     }
   }
 
-  void finish(int64_t row, int64_t p, int j, V sum, int64_t k_0, bool last) const {
+  void finish(T* base, int64_t row, int64_t p, int j, V sum, int64_t k_0, bool last) const {
     int64_t const column = p * kWidth + j * V::lanes;
     if (column >= n) return;
     int const count = int(std::min<int64_t>(V::lanes, n - column));
-    T* const out = c + row * c_stride + column;
+    T* const out = base + row * c_stride + column;
     if constexpr (std::is_same_v<T, C>) {
       store(out, accumulate || k_0 > 0 ? load<V>(out, count) + sum : sum, count);
     } else {

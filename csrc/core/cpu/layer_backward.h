@@ -198,10 +198,9 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   share_scratch(products, product_count, plan.workers, platform);
   if (problem.recompute) share_scratch(again_products, count, plan.workers, platform);
 
-  int64_t const row_slots = std::max(problem.batch * (plan.split == Split::units ? count : 1), Forward::kTogether);
-  auto* const rows = scratch<BackwardRow<T>>(platform, row_slots * plan.workers);
+  auto* const rows = scratch<BackwardRow<T>>(platform, count * problem.batch * plan.workers);
   auto* const forward_rows = scratch<ForwardRow<T>>(platform, Forward::kTogether * plan.workers);
-  auto* const row_storage = scratch<int64_t>(platform, problem.batch * plan.workers);
+  auto* const row_storage = scratch<int64_t>(platform, count * problem.batch * plan.workers);
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
   int64_t const pitch = pitch_for(problem, Vec<C>::lanes),
                 rebuild_size = problem.recompute ? Forward::kTogether * pitch : 0;
@@ -234,24 +233,34 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
                                                    state + 4 * rebuild_size,
                                                    rebuild_y + worker * pitch};
       for (int g = 0; g < count; ++g) again_products[g].run(barrier, worker, workers);
-      for (int g = 0; g < count; ++g)
-        Forward(cell, rebuilt, groups[g], again[g], time[g], time[g].order, problem.batch,
-                forward_rows + worker * Forward::kTogether)
-            .rebuild(scratch_rows, worker, workers);
+      for (int g = 0; g < count; ++g) {
+        Forward sweep(cell, rebuilt, groups[g], again[g], time[g], time[g].order, problem.batch,
+                      forward_rows + worker * Forward::kTogether);
+        sweep.set_gates(again[g].gates, 0);
+        sweep.rebuild(scratch_rows, worker, workers);
+      }
     }
     barrier.wait(workers);
-    run_sweeps<Sweep>(
-        problem, time, count, plan.split, worker, workers, row_storage + worker * problem.batch,
-        sweeps + worker * count, barrier,
-        [&](int g, const int64_t* mine, int64_t n, int slot) {
-          return Sweep(cell, problem, groups[g], gradients[g], buffers[g], time[g], mine, n,
-                       rows + worker * row_slots + slot * problem.batch);
-        },
-        [&](int g, int stage) { return stage == 0 ? buffers[g].first.count : buffers[g].second.count; },
-        [&](Sweep& sweep, int g, int first, int stride) {
-          int const panels = buffers[g].first.count;
-          sweep.end(panels * first / stride, panels * (first + 1) / stride);
-        });
+    Team<Sweep> const team{problem,
+                           time,
+                           count,
+                           plan.split,
+                           worker,
+                           workers,
+                           barrier,
+                           sweeps + worker * count,
+                           row_storage + worker * count * problem.batch};
+    team.begin([&](int g, const int64_t* mine, int64_t n) {
+      return Sweep(cell, problem, groups[g], gradients[g], buffers[g], time[g], mine, n,
+                   rows + (worker * count + g) * problem.batch);
+    });
+    team.run(0, problem.steps,
+             [&](int g, int stage) { return stage == 0 ? buffers[g].first.count : buffers[g].second.count; });
+    for (int g = 0; g < count; ++g) {
+      if (team.sweeps[g].rows() == 0) continue;
+      int const panels = buffers[g].first.count;
+      team.sweeps[g].end(panels * team.first() / team.stride(), panels * (team.first() + 1) / team.stride());
+    }
     barrier.wait(workers);
     for (int i = 0; i < product_count; ++i) products[i].run(barrier, worker, workers);
     for (int g = 0; g < count; ++g) sum_biases<Cell, T>(problem, gradients[g], buffers[g], worker, workers);

@@ -22,7 +22,7 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   buffers.bias_x = zeros<C>(platform, problem.gate_size() + lanes);
   if (Cell::split_gate) buffers.bias_h = zeros<C>(platform, problem.gate_size() + lanes);
   buffers.gates_stride = gates ? problem.saved_size() : problem.gate_size();
-  buffers.gates = gates ? gates : scratch<T>(platform, problem.rows * problem.gate_size());
+  buffers.gates = gates;
   buffers.pitch = pitch_for(problem, lanes);
   int64_t const size = problem.batch * buffers.pitch;
   buffers.zeros = zeros<C>(platform, buffers.pitch);
@@ -67,6 +67,20 @@ void pack_forward(const Problem& problem, const Group& group, const ForwardBuffe
   }
 }
 
+// The input product and the time loop take turns, so that gates_x is still in the cache when it is read, and gates that
+// nobody keeps need little memory: so many elements of gates_x at a time.
+constexpr int64_t kGatesTogether = int64_t(1) << 18;
+
+// The rows of `steps` steps, the first of which is `s` in the order of processing.
+struct RowRange {
+  int64_t first, count;
+};
+inline RowRange rows_of(const Problem& problem, const Timeline& time, bool reverse, int64_t s, int64_t steps) {
+  int64_t const t = reverse ? problem.steps - s - steps : s;
+  auto const at = [&](int64_t step) { return step == problem.steps ? problem.rows : time.row(step, 0); };
+  return {at(t), at(t + steps) - at(t)};
+}
+
 template <class Cell, class T>
 void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
              CpuPlatform& platform) {
@@ -76,31 +90,56 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
   auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
   auto* const products = scratch<PackedGemm<T>>(platform, count);
   int const sharing = plan.split == Split::rows ? plan.workers : 1;
-  int64_t const together =
-      std::max<int64_t>(1, std::min(problem.batch, (problem.batch * count + sharing - 1) / sharing));
+  int64_t const batch = problem.batch;
+  int64_t const rows_together = std::max<int64_t>(1, std::min(batch, (batch * count + sharing - 1) / sharing));
+  int64_t const step_gates = batch * problem.gate_size(), turns = (problem.steps * step_gates - 1) / kGatesTogether + 1;
+  int64_t const steps_together = (problem.steps + turns - 1) / turns;
   for (int g = 0; g < count; ++g) {
-    new (&buffers[g]) ForwardBuffers<T>(
-        forward_buffers<Cell, T>(problem, groups[g], static_cast<T*>(groups[g].gates), together, true, platform));
+    T* const kept = static_cast<T*>(groups[g].gates);
+    new (&buffers[g])
+        ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, rows_together, true, platform));
+    if (!kept) buffers[g].gates = scratch<T>(platform, steps_together * step_gates);
     new (&products[g]) PackedGemm<T>(input_product(problem, groups[g], buffers[g]));
+    products[g].keep_panels = true;
   }
   share_scratch(products, count, plan.workers, platform);
-  int64_t const row_slots = problem.batch * (plan.split == Split::units ? count : 1);
-  auto* const rows = scratch<ForwardRow<T>>(platform, row_slots * plan.workers);
-  auto* const row_storage = scratch<int64_t>(platform, problem.batch * plan.workers);
+  auto* const rows = scratch<ForwardRow<T>>(platform, count * batch * plan.workers);
+  auto* const row_storage = scratch<int64_t>(platform, count * batch * plan.workers);
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
   Barrier barrier;
   platform.parallel(plan.workers, [&](int worker, int workers) {
-    for (int g = 0; g < count; ++g) pack_forward<Cell, T>(problem, groups[g], buffers[g], worker, workers);
-    for (int g = 0; g < count; ++g) products[g].run(barrier, worker, workers);
-    run_sweeps<Sweep>(
-        problem, time, count, plan.split, worker, workers, row_storage + worker * problem.batch,
-        sweeps + worker * count, barrier,
-        [&](int g, const int64_t* mine, int64_t n, int slot) {
-          return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, n,
-                       rows + worker * row_slots + slot * problem.batch);
-        },
-        [&](int g, int stage) { return stage == 0 ? buffers[g].first.count : buffers[g].second.count; },
-        [](Sweep& sweep, int, int first, int stride) { sweep.end(first, stride); });
+    for (int g = 0; g < count; ++g) {
+      pack_forward<Cell, T>(problem, groups[g], buffers[g], worker, workers);
+      products[g].pack(worker, workers);
+    }
+    Team<Sweep> const team{problem,
+                           time,
+                           count,
+                           plan.split,
+                           worker,
+                           workers,
+                           barrier,
+                           sweeps + worker * count,
+                           row_storage + worker * count * batch};
+    team.begin([&](int g, const int64_t* mine, int64_t n) {
+      return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, n, rows + (worker * count + g) * batch);
+    });
+    barrier.wait(workers);
+    for (int64_t s = 0; s < problem.steps; s += steps_together) {
+      int64_t const steps = std::min(steps_together, problem.steps - s);
+      for (int g = 0; g < count; ++g) {
+        RowRange const range = rows_of(problem, time[g], groups[g].reverse, s, steps);
+        bool const kept = groups[g].gates != nullptr;
+        T* const gates = buffers[g].gates + (kept ? range.first * buffers[g].gates_stride : 0);
+        products[g].rows(range.first, range.count, gates, worker, workers);
+        team.sweeps[g].set_gates(gates, range.first);
+      }
+      barrier.wait(workers);
+      team.run(s, s + steps,
+               [&](int g, int stage) { return stage == 0 ? buffers[g].first.count : buffers[g].second.count; });
+      barrier.wait(workers);
+    }
+    for (int g = 0; g < count; ++g) team.sweeps[g].end(team.first(), team.stride());
   });
 }
 

@@ -33,57 +33,88 @@ inline void make_timelines(const Problem& problem, const Group* groups, int coun
   }
 }
 
-// Scratch of several products that are run one after the other.
+// Scratch of several products that are run one after the other; panels that are kept are each product's own.
 template <class T>
 void share_scratch(PackedGemm<T>* products, int count, int workers, Platform& platform) {
   using C = compute_t<T>;
   int64_t panels = 0, partial = 0, strips = 0;
   for (int i = 0; i < count; ++i) {
-    panels = std::max(panels, products[i].panel_elements());
+    if (!products[i].keep_panels) panels = std::max(panels, products[i].panel_elements());
     partial = std::max(partial, products[i].partial_elements());
     strips = std::max(strips, products[i].strip_elements());
   }
   C* const all = scratch<C>(platform, panels + partial + strips * workers);
   for (int i = 0; i < count; ++i) {
-    products[i].panels = all;
+    products[i].panels = products[i].keep_panels ? scratch<C>(platform, products[i].panel_elements()) : all;
     products[i].partial = all + panels;
     products[i].strips = all + panels + partial;
   }
 }
 
-// The rows of group `g` that a worker runs when rows are shared out: by ranges, or dealt out where lengths differ.
+// The rows of one group that a worker runs.
 struct Share {
   const int64_t* rows;
   int64_t count;
 };
-inline Share share(const Timeline& time, int g, int groups, int worker, int workers, int64_t* storage) {
-  int64_t const batch = time.batch;
-  if (groups % workers == 0) return {time.order, g % workers == worker ? batch : 0};
-  if (!time.uniform) {
-    int64_t count = 0;
-    for (int64_t i = worker; i < batch; i += workers) storage[count++] = time.order[i];
-    return {storage, count};
-  }
-  int64_t const all = groups * batch, from = all * worker / workers - g * batch,
-                to = all * (worker + 1) / workers - g * batch;
-  int64_t const first = std::clamp<int64_t>(from, 0, batch);
-  return {time.order + first, std::clamp<int64_t>(to, 0, batch) - first};
-}
 
-// Runs the sweeps of all groups: `make(g, rows, count, worker)` builds one. With Split::units every worker runs all
-// rows of a part of the panels, and waits for the others after each stage; otherwise each worker runs its own rows
-// alone.
-template <class Sweep, class Make, class Count, class End>
-void run_sweeps(const Problem& problem, const Timeline* time, int groups, Split split, int worker, int workers,
-                int64_t* row_storage, Sweep* sweeps, Barrier& barrier, Make make, Count panels, End end) {
-  int const stages = Sweep::stages(problem);
-  if (split == Split::units && workers > 1) {
-    for (int g = 0; g < groups; ++g) {
-      new (&sweeps[g]) Sweep(make(g, time[g].order, time[g].batch, g));
-      sweeps[g].begin(worker, workers);
+// How the workers divide the time loops of all groups. With Split::units every worker runs all rows of a part of the
+// panels, and waits for the others after each stage; otherwise each worker runs its own rows alone.
+template <class Sweep>
+struct Team {
+  const Problem& problem;
+  const Timeline* time;
+  int groups;
+  Split split;
+  int worker, workers;
+  Barrier& barrier;
+  Sweep* sweeps;         // [groups]
+  int64_t* row_storage;  // [groups][B]
+
+  bool shares_units() const { return split == Split::units && workers > 1; }
+  int first() const { return shares_units() ? worker : 0; }
+  int stride() const { return shares_units() ? workers : 1; }
+
+  Share share(int g) const {
+    int64_t const batch = time[g].batch;
+    if (shares_units()) return {time[g].order, batch};
+    if (split != Split::rows) return {time[g].order, worker == 0 ? batch : 0};
+    if (groups % workers == 0) return {time[g].order, g % workers == worker ? batch : 0};
+    if (!time[g].uniform) {  // dealt out, so that long and short ones go to all
+      int64_t count = 0;
+      int64_t* const rows = row_storage + g * batch;
+      for (int64_t i = worker; i < batch; i += workers) rows[count++] = time[g].order[i];
+      return {rows, count};
     }
-    barrier.wait(workers);
-    for (int64_t s = 0; s < problem.steps; ++s) {
+    int64_t const all = groups * batch, from = all * worker / workers - g * batch,
+                  to = all * (worker + 1) / workers - g * batch;
+    int64_t const begin = std::clamp<int64_t>(from, 0, batch);
+    return {time[g].order + begin, std::clamp<int64_t>(to, 0, batch) - begin};
+  }
+
+  // `make(g, rows, count)` builds a group's sweep.
+  template <class Make>
+  void begin(Make make) const {
+    for (int g = 0; g < groups; ++g) {
+      Share const mine = share(g);
+      new (&sweeps[g]) Sweep(make(g, mine.rows, mine.count));
+      sweeps[g].begin(first(), stride());
+    }
+    if (shares_units()) barrier.wait(workers);
+  }
+
+  // Steps [from, to) in the order of processing; `panels(g, stage)` is the number of panels.
+  template <class Panels>
+  void run(int64_t from, int64_t to, Panels panels) const {
+    int const stages = Sweep::stages(problem);
+    if (!shares_units()) {
+      for (int g = 0; g < groups; ++g)
+        for (int64_t s = from; s < to && sweeps[g].rows() > 0; ++s) {
+          sweeps[g].prepare(s);
+          for (int stage = 0; stage < stages; ++stage) sweeps[g].run(stage, 0, panels(g, stage));
+        }
+      return;
+    }
+    for (int64_t s = from; s < to; ++s) {
       for (int g = 0; g < groups; ++g) sweeps[g].prepare(s);
       for (int stage = 0; stage < stages; ++stage) {
         for (int g = 0; g < groups; ++g) {
@@ -93,24 +124,7 @@ void run_sweeps(const Problem& problem, const Timeline* time, int groups, Split 
         barrier.wait(workers);
       }
     }
-    for (int g = 0; g < groups; ++g) end(sweeps[g], g, worker, workers);
-    return;
   }
-  if (split == Split::none) {
-    if (worker > 0) return;
-    workers = 1;
-  }
-  for (int g = 0; g < groups; ++g) {
-    Share const mine = share(time[g], g, groups, worker, workers, row_storage);
-    if (mine.count == 0) continue;
-    new (&sweeps[0]) Sweep(make(g, mine.rows, mine.count, 0));
-    sweeps[0].begin(0, 1);
-    for (int64_t s = 0; s < problem.steps; ++s) {
-      sweeps[0].prepare(s);
-      for (int stage = 0; stage < stages; ++stage) sweeps[0].run(stage, 0, panels(g, stage));
-    }
-    end(sweeps[0], g, 0, 1);
-  }
-}
+};
 
 }  // namespace rnnkern::RNNKERN_ISA
