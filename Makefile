@@ -1,0 +1,96 @@
+# Everything that a clone needs. A machine with Python, a C++ compiler and make is enough: the rest is put into .venv.
+#
+#   make test      all tests, C++ and Python            make lint      ruff, clang-format and mypy
+#   make bench     the quick benchmark, with a table    make format    rewrites sources in the project's format
+#   make sanitize  tests under ASan and UBSan           make clean     removes what was built (make distclean: .venv too)
+#   make gpu       on a CUDA machine, with the Python that is there: build, all tests, benchmark results
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2
+BENCH_ARGS ?=
+
+# The tests that run under the sanitizers: every kernel through the operators, and every error.
+SANITIZE_TESTS ?= tests/test_layer.py tests/test_errors.py
+CXX_SOURCES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+BIN := $(abspath $(VENV))/bin
+BUILD := $(abspath $(VENV))/build
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# One build folder holds the extension and the C++ tests, so that both link the same core.
+BUILD_ENV := RNNKERN_BUILD_DIR=$(BUILD) CMAKE_ARGS=-DRNNKERN_TESTS=ON
+TORCH_STAMP := $(VENV)/.stamp-$(subst =,-,$(TORCH))
+
+.PHONY: build test bench sanitize gpu lint format clean distclean
+
+build: $(VENV)/.stamp-test
+	$(BUILD_ENV) $(BIN)/python setup.py -q build_ext --inplace
+
+test: build
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: build $(VENV)/.stamp-bench
+	$(BIN)/python benchmarks/run.py --suite quick --out build/bench $(BENCH_ARGS)
+
+# --- The environment. A stamp is older than pyproject.toml or setup.py when something must be installed again. ---
+$(TORCH_STAMP):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)" "setuptools>=77" cmake ninja
+	touch $@
+
+$(VENV)/.stamp-test: pyproject.toml setup.py $(TORCH_STAMP)
+	$(BUILD_ENV) $(BIN)/python setup.py -q build_ext --inplace  # pip would build it too, but show nothing of it
+	$(BUILD_ENV) $(PIP) --no-build-isolation -e '.[test,examples]'
+	touch $@
+
+$(VENV)/.stamp-bench: pyproject.toml $(VENV)/.stamp-test
+	$(BUILD_ENV) $(PIP) --no-build-isolation -e '.[bench]'
+	touch $@
+
+$(VENV)/.stamp-lint: pyproject.toml $(VENV)/.stamp-test
+	$(BUILD_ENV) $(PIP) --no-build-isolation -e '.[lint]'
+	touch $@
+
+# --- Sanitizers: a copy of the package with its own extension, found before the other through PYTHONPATH. libstdc++
+# stands beside libasan because Python itself does not link it, and ASan looks for __cxa_throw as soon as it is loaded. ---
+SANITIZED := $(CURDIR)/build/sanitize
+SANITIZE_ENV = LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/package
+
+sanitize: $(VENV)/.stamp-test
+	RNNKERN_BUILD_DIR=$(SANITIZED)/objects RNNKERN_CUDA=0 CMAKE_ARGS="-DRNNKERN_SANITIZE=ON -DRNNKERN_TESTS=ON" \
+		$(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/package
+	$(BIN)/ctest --test-dir $(SANITIZED)/objects --output-on-failure
+	cd $(SANITIZED) && $(SANITIZE_ENV) $(BIN)/python -c \
+		"import rnnkern._C as module; assert module.__file__.startswith('$(SANITIZED)'), module.__file__"
+	$(SANITIZE_ENV) $(BIN)/pytest $(PYTEST_ARGS) $(SANITIZE_TESTS)
+
+# --- A CUDA machine: no environment of ours and nothing downloaded. Failing tests do not keep the benchmark from running. ---
+GPU_ARCH = import torch; major, minor = torch.cuda.get_device_capability(); print(f'{major}.{minor}' + 'a' * (major >= 9))
+GPU_TEST_ARGS ?= -n 8
+
+gpu:
+	RNNKERN_CUDA=1 TORCH_CUDA_ARCH_LIST="$$($(PYTHON) -c "$(GPU_ARCH)")" \
+		$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+	$(PYTHON) -m pytest --device cuda $(GPU_TEST_ARGS); tests=$$?; \
+		$(PYTHON) benchmarks/run.py --suite gpu --device cuda --seconds 200 --out "$${OUT:-benchmarks/results}" $(BENCH_ARGS) \
+		&& exit $$tests
+
+# --- Style ---
+lint: $(VENV)/.stamp-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.stamp-lint
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+clean:
+	rm -rf build dist *.egg-info rnnkern/*.so $(BUILD)
+
+distclean: clean
+	rm -rf $(VENV) .venv-cuda
