@@ -1,0 +1,42 @@
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+def build_info() -> dict[str, Any]: ...
+def strategies() -> list[str]: ...
+def set_cpu_isa(name: str) -> None: ...
+def force_strategy(name: str) -> str: ...
+def plan(
+    *,
+    cell: str,
+    dtype: str,
+    device: str,
+    steps: int,
+    batch: int,
+    rows: int,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int = 0,
+    heads: int = 1,
+    groups: int = 1,
+    bias: bool = True,
+    packed: bool = False,
+    lengths: bool = False,
+    reset: bool = False,
+    recurrent_mask: bool = False,
+    zoneout: bool = False,
+    save: bool = False,
+    recompute: bool = False,
+    threads: int = 0,
+) -> dict[str, Any]: ...
+def step(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    h_0: Tensor,
+    c_0: Tensor | None,
+    cell: str,
+    num_layers: int,
+    heads: int,
+    zoneout: float,
+) -> tuple[Tensor, Tensor, Tensor | None]: ...

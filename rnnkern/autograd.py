@@ -1,0 +1,450 @@
+"""Derivatives of a layer: what `torch.autograd` and `torch.func` ask of the two operators.
+
+Each operator has an old-style `torch.autograd.Function` as its `Autograd` kernel, so that everything that dispatches (a
+compiled graph, an exported program) finds the gradient; its forward calls the operator again below autograd.
+`torch.func`'s transforms refuse that form, and its other form, with `setup_context`, costs three times as much a call:
+each Function has a twin for them. `_forward` and `_backward` choose. First derivatives run kernels; the derivatives of
+those differentiate `reference.layer`.
+
+Note [T == 1]: the backward of one step reads neither `y` nor `cells`, so they are not saved there, and the caller may
+change them in place, as with torch's cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rnnkern import ops, reference
+from rnnkern.ops import WEIGHTS, Options
+
+# All that is used of torch's private names.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_transforms_active = torch._C._are_functorch_transforms_active
+_forward_mode_enabled = torch._C._is_fwd_grad_enabled
+_set_forward_mode = forward_ad._set_fwd_grad_enabled
+
+
+def _dual_level() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def layer(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    h_0: Tensor,
+    c_0: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    recurrent_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
+    zoneout: float = 0.0,
+    *,
+    cell: str,
+    bidirectional: bool = False,
+    heads: int = 1,
+    recompute: bool = False,
+    want_cells: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """`reference.layer`, by the kernels; `cells` is None unless it is wanted, and `c_n` unless the cell is an LSTM.
+
+    Args:
+        recompute: keep no gates for backward; rebuild them there.
+        want_cells: give the cell states after every step (LSTM).
+    """
+    tensors = (x, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, *weights)
+    differentiable = _needs_gradient(tensors)
+    if torch.compiler.is_compiling():  # what traces must see the operator itself
+        options = Options(zoneout, cell, bidirectional, heads, False, differentiable, recompute, want_cells)
+        results = ops.forward(options, tensors)
+    else:
+        save = differentiable or _transforms_active()
+        options = Options(zoneout, cell, bidirectional, heads, False, save, recompute, want_cells)
+        results = _forward(options, tensors, differentiable)
+    y, h_n, c_n, cells, _ = results
+    if cell != "lstm":
+        return y, h_n, None, None
+    return y, h_n, c_n, cells if want_cells else None
+
+
+def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def _forward(options: Options, tensors: Sequence[Tensor | None], differentiable: bool) -> tuple[Tensor, ...]:
+    """The forward operator in the form that suits who is differentiating."""
+    if _transforms_active():
+        return LayerForwardFunctional.apply(options, *tensors)
+    if differentiable or (_dual_level() and _forward_mode_enabled()):
+        return LayerForward.apply(options, *tensors)
+    with _below_autograd():
+        return ops.forward(options, tensors)
+
+
+def _backward(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The backward operator likewise; `tensors`: gradients of the four results, `y`, `cells`, `gates`, then forward's."""
+    if _transforms_active():
+        return LayerBackwardFunctional.apply(options, needs, *tensors)
+    if _needs_gradient(tensors) or (_dual_level() and _forward_mode_enabled()):
+        return LayerBackward.apply(options, needs, *tensors)
+    with _below_autograd():
+        return ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
+
+
+class LayerForward(torch.autograd.Function):
+    """`apply(options, *tensors)` -> `y, h_n, c_n, cells, gates`."""
+
+    @staticmethod
+    def forward(ctx: Any, options: Options, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        with _below_autograd():
+            results = ops.forward(options, tensors)
+        _keep_for_backward(ctx, options, tensors, results)
+        if _dual_level():
+            ctx.save_for_forward(*tensors)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, y, cells, gates = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        needs = (*need[1:4], *need[1 + WEIGHTS :])
+        gradients = _backward(ctx.options, needs, *d_results[:4], y, cells, gates, *tensors)
+        return None, *_spread(needs, gradients)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+
+        def function_of(tensors: Sequence[Tensor | None], places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
+            return lambda *values: _reference(ctx.options, _replaced(tensors, places, values))
+
+        results = _jvp(function_of, ctx.saved_tensors, tangents)
+        padded = (*results, *(None,) * (5 - len(results)))
+        return tuple(r if there else None for r, there in zip(padded, ops.present(ctx.options), strict=True))
+
+
+class LayerBackward(torch.autograd.Function):
+    """`apply(options, needs, d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors)` -> gradients of `x, h_0, c_0, *weights`.
+
+    `y`, `cells` and `gates` are functions of the other tensors: derivatives are with respect to those alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        with _below_autograd():
+            gradients = ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
+        _keep_for_double_backward(ctx, options, needs, tensors, gradients)
+        if _dual_level():
+            ctx.save_for_forward(*tensors[:4], *tensors[7:])
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *d_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        need = ctx.needs_input_grad[2:6] + ctx.needs_input_grad[9:]
+        places = [place for place, wanted in enumerate(need) if wanted]
+        function = _reference_gradients(ctx, tensors, places)
+        gradients, pullback = _vjp(function, [tensors[p] for p in places])
+        incoming = [d for d, wanted in zip(d_gradients, ctx.needs, strict=True) if wanted]
+        found = pullback(_dense(incoming, gradients))
+        result = _replaced([None] * len(tensors), places, found)
+        return None, None, *result[:4], None, None, None, *result[4:]
+
+    @staticmethod
+    def jvp(ctx: Any, _options: None, _needs: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        tangents = tangents[:4] + tangents[7:]
+        found = iter(_jvp(partial(_reference_gradients, ctx), ctx.saved_tensors, tangents))
+        return tuple(next(found) if wanted else None for wanted in ctx.needs)
+
+
+def _keep_for_backward(ctx: Any, options: Options, tensors: Sequence[Tensor | None], results: Sequence[Tensor]) -> None:
+    y, _, c_n, cells, gates = results
+    lstm = options.cell == "lstm"
+    one_step = ops.steps(options, tensors) == 1  # Note [T == 1]
+    ctx.options = options
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(
+        *tensors,
+        None if one_step else y,
+        None if one_step or not lstm else cells,
+        None if options.recompute else gates,
+    )
+    if lstm:
+        ctx.mark_non_differentiable(gates)
+    else:
+        ctx.mark_non_differentiable(c_n, cells, gates)
+
+
+def _keep_for_double_backward(
+    ctx: Any,
+    options: Options,
+    needs: Sequence[bool],
+    tensors: Sequence[Tensor | None],
+    gradients: Sequence[Tensor],
+) -> None:
+    ctx.options = options
+    ctx.needs = needs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors[:4], *tensors[7:])
+    ctx.mark_non_differentiable(*(g for g, wanted in zip(gradients, needs, strict=True) if not wanted))
+
+
+def _spread(needs: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of `x, h_0, c_0, *weights` in the places that those have among forward's tensors."""
+    d_x, d_h_0, d_c_0, *d_weights = (g if wanted else None for g, wanted in zip(gradients, needs, strict=True))
+    return d_x, d_h_0, d_c_0, *(None,) * (WEIGHTS - 3), *d_weights
+
+
+# --- by the reference formula: derivatives that no kernel computes --------------------------------------------------
+
+
+def _reference(options: Options, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """`(y, h_n)`, with an LSTM `(y, h_n, c_n, cells)`."""
+    results = reference.layer(
+        tensors[0], tensors[WEIGHTS:], *tensors[1:WEIGHTS], options.zoneout,
+        cell=options.cell, bidirectional=options.bidirectional, heads=options.heads, ensemble=options.ensemble,
+    )  # fmt: skip
+    return tuple(r for r in results if r is not None)
+
+
+def _reference_gradients(
+    ctx: Any, tensors: Sequence[Tensor | None], places: Sequence[int]
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The backward operator as a function of `tensors[places]`; `tensors`: gradients of the four results, then forward's."""
+    inputs = [4 + p for p in (0, 1, 2, *range(WEIGHTS, len(tensors) - 4))]
+    wanted = [p for p, need in zip(inputs, ctx.needs, strict=True) if need]
+
+    def gradients(*values: Tensor) -> tuple[Tensor, ...]:
+        arguments = _replaced(tensors, places, values)
+
+        def function(*values: Tensor) -> tuple[Tensor, ...]:
+            return _reference(ctx.options, _replaced(arguments, wanted, values)[4:])
+
+        results, pullback = _vjp(function, [arguments[p] for p in wanted])
+        return pullback(_dense(arguments[: len(results)], results))
+
+    return gradients
+
+
+def _vjp(
+    function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]]:
+    """The function's results, and what takes gradients of those to gradients of the primals, zero where there is none."""
+    if _transforms_active():
+        return torch.func.vjp(function, *primals)
+    # Outside of transforms by torch.autograd, as torch.func refuses to run under hooks on saved tensors. Every primal gets
+    # a node of its own: one may depend on another through the graph outside, which is not differentiated here.
+    with torch.enable_grad():
+        inputs = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in primals]
+        results = function(*inputs)
+
+    def pullback(cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        pairs = [(r, c) for r, c in zip(results, cotangents, strict=True) if r.requires_grad]
+        if not pairs:
+            return tuple(map(torch.zeros_like, inputs))
+        outputs, incoming = zip(*pairs, strict=True)
+        create_graph = torch.is_grad_enabled()
+        return torch.autograd.grad(outputs, inputs, incoming, create_graph=create_graph, materialize_grads=True)
+
+    return results, pullback
+
+
+def _jvp(
+    function_of: Callable[[Sequence[Tensor | None], Sequence[int]], Callable[..., tuple[Tensor, ...]]],
+    tensors: Sequence[Tensor | None],
+    tangents: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    """The vjp of the vjp, which is linear in its cotangent: forward mode cannot be nested inside forward mode.
+
+    torch turns forward mode off around a Function's `jvp`: an outer `jvp` would silently be zero.
+    """
+    with _set_forward_mode(True):
+        tensors = [t if t is None or not t.is_floating_point() else forward_ad.unpack_dual(t).primal for t in tensors]
+        places = [place for place, tangent in enumerate(tangents) if tangent is not None]
+        results, pullback = _vjp(function_of(tensors, places), [tensors[p] for p in places])
+        _, transposed = _vjp(lambda *cotangents: pullback(cotangents), [torch.zeros_like(r) for r in results])
+        return transposed(tuple(tangents[p] for p in places))
+
+
+def _replaced(tensors: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    result = list(tensors)
+    for place, value in zip(places, values, strict=True):
+        result[place] = value
+    return result
+
+
+def _dense(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Zeros for what is None."""
+    return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(gradients, like, strict=True))
+
+
+# --- under transforms of torch.func ---------------------------------------------------------------------------------
+
+# The batch dimension of `tensors`, and of what backward takes before them: d_y, d_h_n, d_c_n, d_cells, y, cells, gates.
+_BATCH_DIM = (1, 1, 1, 0, 1, None, 1, 2, 2)
+_RESULT_BATCH_DIM = (1, 1, 1, 2)
+_KEPT_BATCH_DIM = (1, 2, 2)
+
+
+class LayerForwardFunctional(torch.autograd.Function):
+    """`LayerForward` for `torch.func`."""
+
+    @staticmethod
+    def forward(options: Options, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        with _below_autograd():
+            return ops.forward(options, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        options, *tensors = inputs
+        _keep_for_backward(ctx, options, tensors, output)
+        ctx.save_for_forward(*tensors)
+
+    backward = LayerForward.backward
+    jvp = LayerForward.jvp
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], options: Options, *tensors: Tensor | None) -> tuple[Any, Any]:
+        dims = in_dims[1:]
+        _check_batch_sizes(dims[5])
+        there = ops.present(options)
+        if _foldable(options, tensors, dims):
+            batch = _fold(tensors, dims, _BATCH_DIM, info.batch_size)
+            results = _forward(options, batch, _needs_gradient(batch))
+            return _unfold(results, there, (*_RESULT_BATCH_DIM, 2), info.batch_size)
+        members = _stack(tensors, dims, options.ensemble, info.batch_size, keep=5)
+        results = _forward(options._replace(ensemble=True), members, _needs_gradient(members))
+        return _unstack(results, there, options.ensemble, info.batch_size)
+
+
+class LayerBackwardFunctional(torch.autograd.Function):
+    """`LayerBackward` for `torch.func`."""
+
+    @staticmethod
+    def forward(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        with _below_autograd():
+            return ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        options, needs, *tensors = inputs
+        _keep_for_double_backward(ctx, options, needs, tensors, output)
+        ctx.save_for_forward(*tensors[:4], *tensors[7:])
+
+    backward = LayerBackward.backward
+    jvp = LayerBackward.jvp
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], options: Options, needs: Sequence[bool], *tensors: Tensor | None
+    ) -> tuple[Any, Any]:
+        dims = in_dims[2:]
+        _check_batch_sizes(dims[7 + 5])
+        # A folded batch would sum the gradients of shared weights over the vmapped dimension.
+        if _foldable(options, tensors[7:], dims[7:]) and not any(needs[3:]):
+            batch_dims = (*_RESULT_BATCH_DIM, *_KEPT_BATCH_DIM, *_BATCH_DIM)
+            gradients = _backward(options, needs, *_fold(tensors, dims, batch_dims, info.batch_size))
+            return _unfold(gradients, needs, (1,) * len(needs), info.batch_size)
+        members = _stack(tensors, dims, options.ensemble, info.batch_size, keep=7 + 5)
+        gradients = _backward(options._replace(ensemble=True), needs, *members)
+        return _unstack(gradients, needs, options.ensemble, info.batch_size)
+
+
+def _check_batch_sizes(dim: int | None) -> None:
+    if dim is not None:
+        raise ValueError("batch_sizes: expected one tensor for the whole of a vmap, got a batched one")
+
+
+def _foldable(options: Options, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> bool:
+    """Whether the vmapped dimension can become part of the batch: packed rows and members' weights cannot."""
+    shared = all(dim is None for dim in dims[WEIGHTS:])
+    return shared and not options.ensemble and tensors[5] is None
+
+
+def _leading(tensor: Tensor, dim: int | None, to: int, size: int) -> Tensor:
+    """The vmapped dimension moved to `to`, made where there is none."""
+    if dim is not None:
+        return tensor.movedim(dim, to)
+    return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
+
+
+def _fold(
+    tensors: Sequence[Tensor | None], dims: Sequence[int | None], batch_dims: Sequence[int | None], size: int
+) -> list[Tensor | None]:
+    """`[..., B, ...]` vmapped -> `[..., V * B, ...]`; the weights stay."""
+    batch_dims = (*batch_dims, *(None,) * (len(tensors) - len(batch_dims)))
+    return [
+        t if t is None or to is None else _leading(t, dim, to, size).flatten(to, to + 1)
+        for t, dim, to in zip(tensors, dims, batch_dims, strict=True)
+    ]
+
+
+def _unfold(
+    results: Sequence[Tensor], there: Sequence[bool], batch_dims: Sequence[int], size: int
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    dims = tuple(dim if known else None for known, dim in zip(there, batch_dims, strict=True))
+    unfolded = (
+        r if dim is None else r.unflatten(dim, (size, r.shape[dim] // size)) for r, dim in zip(results, dims, strict=True)
+    )
+    return tuple(unfolded), dims
+
+
+def _stack(
+    tensors: Sequence[Tensor | None], dims: Sequence[int | None], ensemble: bool, size: int, keep: int
+) -> list[Tensor | None]:
+    """Every tensor but the one at `keep` with the vmapped dimension in front, one with the ensemble's if there is one."""
+    members = [
+        t if t is None or place == keep else _leading(t, dim, 0, size)
+        for place, (t, dim) in enumerate(zip(tensors, dims, strict=True))
+    ]
+    if ensemble:
+        members = [t if t is None or place == keep else t.flatten(0, 1) for place, t in enumerate(members)]
+    return members
+
+
+def _unstack(
+    results: Sequence[Tensor], there: Sequence[bool], ensemble: bool, size: int
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    dims = tuple(0 if known else None for known in there)
+    if ensemble:
+        results = [
+            r.unflatten(0, (size, r.shape[0] // size)) if known else r for r, known in zip(results, there, strict=True)
+        ]
+    return tuple(results), dims
+
+
+# --- the Autograd kernels -------------------------------------------------------------------------------------------
+
+
+def _forward_kernel(x, weights, *arguments):
+    tensors = (x, *arguments[: WEIGHTS - 1], *weights)
+    options = Options(*arguments[WEIGHTS - 1 :])
+    differentiable = _needs_gradient(tensors)
+    if differentiable:
+        options = options._replace(save=True)
+    return _forward(options, tensors, differentiable)
+
+
+def _backward_kernel(d_y, d_h_n, d_c_n, d_cells, x, weights, *arguments):
+    *arguments, recompute, y, cells, gates, needs = arguments
+    tensors = (x, *arguments[: WEIGHTS - 1], *weights)
+    options = Options(*arguments[WEIGHTS - 1 :], save=True, recompute=recompute, want_cells=False)
+    d_x, d_h_0, d_c_0, *d_weights = _backward(
+        options, tuple(needs), d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors
+    )
+    return d_x, d_h_0, d_c_0, d_weights
+
+
+_library = torch.library.Library("rnnkern", "IMPL")
+_library.impl("layer_forward", _forward_kernel, "Autograd")
+_library.impl("layer_backward", _backward_kernel, "Autograd")

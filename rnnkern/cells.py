@@ -1,0 +1,164 @@
+"""`LSTMCell`, `GRUCell` and `RNNCell`: torch.nn's cells, one step of a layer with one direction.
+
+A cell's results own their memory and backward does not read them, so that they can be changed in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from rnnkern import _C, autograd, checks, functional
+
+
+class RecurrentCell(torch.nn.RNNCellBase):
+    """What the three cells share."""
+
+    def _check_input(self, input: Tensor) -> None:
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+
+    def _check_hidden(self, hx: Tensor | None) -> None:
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+
+    @property
+    def cell(self) -> str:
+        """The cell's name in `rnnkern.reference`."""
+        raise AttributeError(f"{type(self).__name__} has no cell")
+
+    def _step(self, input: Tensor, *states: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`(h, c)` after one step from `states`, or from zero; `c` of an LSTM alone."""
+        batched = input.dim() == 2
+        x = input if batched else input.unsqueeze(0)
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+        weights: Sequence[Tensor] = (self.weight_ih, self.weight_hh)
+        if self.bias_ih is not None:
+            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        h, c = (*states, None, None)[:2]
+        if h is not None:
+            h = self._row(x, h, "hidden0", batched)
+            c = None if c is None else self._row(x, c, "hidden1", batched)
+        if functional.under_autocast(x):
+            x, h, c, weights = functional.autocast(x, h, c, weights)
+        checks.check_weights(x, weights)
+        if h is None:
+            h = x.new_zeros((1, x.shape[0], self.hidden_size))
+            c = h if self.cell == "lstm" else None
+        else:
+            checks.check_state_like(x, h)
+            if c is not None:
+                checks.check_state_like(x, c)
+        h_n: Tensor
+        if functional.kernel_alone() and not x.is_meta and functional.without_gradients((x, h, c, *weights)):
+            _, h_n, c_n = _C.step(x, weights, h, c, self.cell, 1, 1, 0.0)
+        else:
+            _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self.cell)
+        # In place, for a result that is no view: others would share its version counter and its memory.
+        h_n.squeeze_(0)
+        if c_n is not None:
+            c_n.squeeze_(0)
+        if not batched:
+            return h_n.squeeze_(0), None if c_n is None else c_n.squeeze_(0)
+        return h_n, c_n
+
+    def _row(self, x: Tensor, state: Tensor, name: str, batched: bool) -> Tensor:
+        """A state as `[1, B, H]`."""
+        if not batched:
+            state = state.unsqueeze(0)
+        if state.shape[0] != x.shape[0]:
+            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match {name} batch size {state.shape[0]}")
+        if state.dim() < 2 or state.shape[1] != self.hidden_size:
+            found = state.shape[1] if state.dim() > 1 else f"{state.dim()} dimension"
+            raise RuntimeError(f"{name} has inconsistent hidden_size: got {found}, expected {self.hidden_size}")
+        if state.dim() != 2:
+            raise RuntimeError(f"{name}: expected size {[*x.shape[:1], self.hidden_size]}, got {list(state.shape)}")
+        return state.unsqueeze(0)
+
+    def to_torch(self) -> torch.nn.RNNCellBase:
+        """The equal torch.nn cell, sharing parameters and training mode."""
+        from rnnkern.convert import as_torch
+
+        return as_torch(self)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError(
+            f"torch.jit.script cannot take rnnkern.{type(self).__name__}, TorchScript has no operator for it: "
+            "script cell.to_torch(), the equal torch.nn cell"
+        )
+
+
+class LSTMCell(RecurrentCell):
+    """`torch.nn.LSTMCell`."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    @property
+    def cell(self) -> str:
+        return "lstm"
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]:
+        """`(h', c')` from `input [B, I]` or `[I]` and `hx = (h, c)`, each `[B, H]` or `[H]`."""
+        self._check_input(input)
+        if hx is None:
+            return self._step(input)  # type: ignore[return-value]
+        for index, state in enumerate(hx):
+            if state.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead")
+        return self._step(input, hx[0], hx[1])  # type: ignore[return-value]
+
+
+class GRUCell(RecurrentCell):
+    """`torch.nn.GRUCell`."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    @property
+    def cell(self) -> str:
+        return "gru"
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """`h'` from `input [B, I]` or `[I]` and `hx [B, H]` or `[H]`."""
+        self._check_input(input)
+        self._check_hidden(hx)
+        return self._step(input, hx)[0]
+
+
+class RNNCell(RecurrentCell):
+    """`torch.nn.RNNCell`."""
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    @property
+    def cell(self) -> str:
+        return "rnn_" + self.nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """`h'` from `input [B, I]` or `[I]` and `hx [B, H]` or `[H]`."""
+        self._check_input(input)
+        self._check_hidden(hx)
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return self._step(input, hx)[0]

@@ -1,0 +1,106 @@
+"""Swaps torch.nn's recurrent layers and cells for this library's, and back: same parameters, another class."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from rnnkern import cells, modules
+
+_SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.LSTM: modules.LSTM,
+    nn.GRU: modules.GRU,
+    nn.RNN: modules.RNN,
+    nn.LSTMCell: cells.LSTMCell,
+    nn.GRUCell: cells.GRUCell,
+    nn.RNNCell: cells.RNNCell,
+}
+_TORCH = {ours: torchs for torchs, ours in _SWAPPED.items()}
+_NAMES = {cls.__name__ for cls in _SWAPPED}
+
+
+def convert(module: nn.Module, *, inplace: bool = True) -> nn.Module:
+    """Swaps every torch.nn recurrent layer and cell under `module`; a layer that stands in two places stays one.
+
+    The new layers hold the same `Parameter` objects, so optimisers, hooks, tied weights and parametrisations survive.
+    What cannot be swapped is left as it is and named by a UserWarning.
+
+    Args:
+        inplace: False works on a deep copy.
+
+    Returns:
+        `module`, or the layer that replaces it if it is a recurrent layer itself.
+    """
+    if not inplace:
+        module = copy.deepcopy(module)
+    reasons: list[str] = []
+    swapped: dict[nn.Module, nn.Module] = {}
+    for path, found in module.named_modules():
+        reason = _swap(found, swapped)
+        if reason is not None:
+            reasons.append(f"{path or 'the module itself'} ({type(found).__name__}): {reason}")
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            if child in swapped:
+                parent._modules[name] = swapped[child]
+    if reasons:
+        warnings.warn("rnnkern.convert left as they are: " + "; ".join(reasons), UserWarning, stacklevel=2)
+    return swapped.get(module, module)
+
+
+def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
+    """Adds the replacement of a recurrent module to `swapped`, or says why there is none."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript module" if getattr(module, "original_name", None) in _NAMES else None
+    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return None
+    if isinstance(module, (modules.Recurrent, cells.RecurrentCell)):
+        return None
+    cls = _plain_class(module)
+    if cls not in _SWAPPED:
+        own = "its own forward" if "forward" in vars(cls) else "its own class"
+        return f"a subclass with {own}"
+    if "forward" in vars(module):
+        return "its forward is replaced on the instance"
+    swapped[module] = _recast(module, _SWAPPED[cls])
+    return None
+
+
+def as_torch(module: nn.Module) -> Any:
+    """The torch.nn module of the same function, with hooks of its own from now on."""
+    ours = next(cls for cls in type(module).__mro__ if cls in _TORCH)
+    result = _recast(module, _TORCH[ours])
+    for name, value in list(vars(result).items()):
+        if name in modules.KEYWORDS:
+            delattr(result, name)
+        elif isinstance(value, (dict, set, list)):
+            vars(result)[name] = copy.copy(value)
+    if isinstance(result, nn.RNNBase):
+        result._init_flat_weights()
+    return result
+
+
+def _plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class without what `torch.nn.utils.parametrize` derives from it."""
+    cls = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+
+
+def _recast(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    """Another module of the class `cls` with the parameters, hooks and attributes of `module`."""
+    if parametrize.is_parametrized(module):  # its class holds a property for each parametrised tensor
+        own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+        cls = type(f"Parametrized{cls.__name__}", (cls,), own)
+    result = cls.__new__(cls)
+    state = dict(vars(module))
+    # Handles of hooks refer to the very dictionaries of hooks, so those are shared; the others are the module's own.
+    for name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
+        if name in state:
+            state[name] = copy.copy(state[name])
+    vars(result).update(state)
+    return result

@@ -1,0 +1,393 @@
+"""Recurrent layers as functions of their weights: checks, packing, the stack of layers, and every random mask.
+
+Shapes: `T` steps, `B` batch, `I` input size, `H` hidden size, `P` projection size, `R = P or H`, `L` layers, `D`
+directions. Values of tensors (lengths, batch sizes) are checked by the operator, which works when compiled too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkern import autograd, checks
+from rnnkern.reference import GATES
+
+_PLAIN = (Tensor, Parameter)
+_transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_autocast_enabled = torch._C._is_any_autocast_enabled
+
+State = Any  # a tensor, or the pair (h, c) of an LSTM
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    training: bool = False,
+    heads: int = 1,
+    recompute: bool = False,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | PackedSequence | None = None,
+    return_state_sequence: bool = False,
+) -> tuple[Any, ...]:
+    """`rnnkern.LSTM.forward` with its weights as an argument: `(output, (h_n, c_n))`, and the cell states if asked for.
+
+    Args:
+        weights: flat, in torch's order; per layer and direction `w_ih [4*H, I]`, `w_hh [4*H, R / heads]`, then `b_ih`,
+            `b_hh` `[4*H]` if there are biases, then `w_hr [P, H]` if there is a projection.
+    """
+    checks.check_function_arguments(
+        "lstm", weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
+    )
+    return run(
+        "lstm", input, hx, weights, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout,
+        training, heads, recompute, lengths, reset_mask, return_state_sequence,
+    )  # fmt: skip
+
+
+def gru(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    training: bool = False,
+    heads: int = 1,
+    recompute: bool = False,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | PackedSequence | None = None,
+    return_state_sequence: bool = False,
+    reset_after: bool = True,
+) -> tuple[Any, ...]:
+    """`rnnkern.GRU.forward` with its weights as an argument, as in `lstm`: `(output, h_n)`."""
+    cell = "gru" if reset_after else "gru_v1"
+    checks.check_function_arguments(
+        cell, weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
+    )
+    return run(
+        cell, input, hx, weights, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout,
+        training, heads, recompute, lengths, reset_mask, return_state_sequence,
+    )  # fmt: skip
+
+
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    training: bool = False,
+    heads: int = 1,
+    recompute: bool = False,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | PackedSequence | None = None,
+    return_state_sequence: bool = False,
+    nonlinearity: str = "tanh",
+) -> tuple[Any, ...]:
+    """`rnnkern.RNN.forward` with its weights as an argument, as in `lstm`: `(output, h_n)`."""
+    cell = checks.rnn_cell_name(nonlinearity)
+    checks.check_function_arguments(
+        cell, weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
+    )
+    return run(
+        cell, input, hx, weights, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout,
+        training, heads, recompute, lengths, reset_mask, return_state_sequence,
+    )  # fmt: skip
+
+
+def run(
+    cell: str,
+    input: Tensor | PackedSequence,
+    hx: State,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    recurrent_dropout: float,
+    zoneout: float,
+    training: bool,
+    heads: int,
+    recompute: bool,
+    lengths: Tensor | None,
+    reset_mask: Tensor | PackedSequence | None,
+    return_state_sequence: bool,
+) -> tuple[Any, ...]:
+    """What `lstm`, `gru`, `rnn` and the modules share; sizes of the weights are already checked, or a module's own."""
+    if isinstance(input, PackedSequence):
+        if lengths is not None:
+            raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
+        return _run_packed(
+            cell, input, hx, weights, num_layers, bidirectional, dropout, recurrent_dropout, zoneout,
+            training, heads, recompute, reset_mask, return_state_sequence,
+        )  # fmt: skip
+    dim = input.dim()
+    name = checks.cell_name(cell)
+    if dim != 3 and dim != 2:
+        raise ValueError(
+            f"{name}: Expected input to be 2D or 3D, got {dim}D {'tensor ' if name == 'RNN' else ''}instead"
+        )
+    batched = dim == 3
+    h_0 = c_0 = None
+    if cell == "lstm":
+        if hx is not None:
+            h_0, c_0 = hx[0], hx[1]
+            if h_0.dim() != dim or c_0.dim() != dim:
+                raise RuntimeError(
+                    f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {dim}-D "
+                    f"but got ({h_0.dim()}-D, {c_0.dim()}-D) tensors"
+                )
+            if not batched:
+                h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
+    elif hx is not None:
+        h_0 = hx
+        if h_0.dim() != dim:
+            raise RuntimeError(
+                f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx should also be {dim}-D "
+                f"but got {h_0.dim()}-D tensor"
+            )
+        if not batched:
+            h_0 = h_0.unsqueeze(1)
+    if not batched:
+        x = input.unsqueeze(1)
+    elif batch_first:
+        x = input.transpose(0, 1)
+    else:
+        x = input
+    if lengths is not None:
+        lengths = checks.checked_lengths(lengths, x, batched)
+    if reset_mask is not None:
+        reset_mask = checks.checked_reset_mask(reset_mask, x, batched, batch_first)
+    y, h_n, c_n, sequence = _stack(
+        cell, x, h_0, c_0, weights, num_layers, bidirectional, dropout, recurrent_dropout, zoneout, training, heads,
+        recompute, lengths, reset_mask, None, x.shape[1], return_state_sequence, None,
+    )  # fmt: skip
+    if not batched:
+        y, h_n = y.squeeze(1), h_n.squeeze(1)
+        c_n = None if c_n is None else c_n.squeeze(1)
+        sequence = None if sequence is None else sequence.squeeze(2)
+    elif batch_first:
+        y = y.transpose(0, 1)
+        sequence = None if sequence is None else sequence.transpose(1, 2)
+    state = h_n if c_n is None else (h_n, c_n)
+    return (y, state, sequence) if return_state_sequence else (y, state)
+
+
+def _run_packed(
+    cell: str,
+    input: PackedSequence,
+    hx: State,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    bidirectional: bool,
+    dropout: float,
+    recurrent_dropout: float,
+    zoneout: float,
+    training: bool,
+    heads: int,
+    recompute: bool,
+    reset_mask: Tensor | PackedSequence | None,
+    return_state_sequence: bool,
+) -> tuple[Any, ...]:
+    data, batch_sizes, sorted_indices, unsorted_indices = input
+    if data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+    h_0, c_0 = (None, None) if hx is None else (hx[0], hx[1]) if cell == "lstm" else (hx, None)
+    for state in (h_0, c_0):
+        if state is not None and state.dim() != 3:
+            raise RuntimeError(f"For a PackedSequence, hx should be 3-D but got {state.dim()}-D tensor")
+    if not torch.compiler.is_compiling():
+        batch = int(batch_sizes[0])
+    elif sorted_indices is not None:  # no value of a tensor is known here
+        batch = sorted_indices.shape[0]
+    elif h_0 is not None:
+        batch = h_0.shape[1]
+    else:
+        batch = int(batch_sizes[0].item())
+    mask = None if reset_mask is None else checks.checked_packed_reset_mask(reset_mask, input)
+    y, h_n, c_n, sequence = _stack(
+        cell, data, h_0, c_0, weights, num_layers, bidirectional, dropout, recurrent_dropout, zoneout, training, heads,
+        recompute, None, mask, batch_sizes, batch, return_state_sequence, sorted_indices,
+    )  # fmt: skip
+    if unsorted_indices is not None:
+        h_n = h_n.index_select(1, unsorted_indices)
+        c_n = None if c_n is None else c_n.index_select(1, unsorted_indices)
+    output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+    hidden = h_n if c_n is None else (h_n, c_n)
+    return (output, hidden, sequence) if return_state_sequence else (output, hidden)
+
+
+def _stack(
+    cell: str,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    bidirectional: bool,
+    dropout: float,
+    recurrent_dropout: float,
+    zoneout: float,
+    training: bool,
+    heads: int,
+    recompute: bool,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+    batch_sizes: Tensor | None,
+    batch: int,
+    return_state_sequence: bool,
+    order: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """All layers, on `x [T, B, I]` or packed `[rows, I]`: `(y, h_n, c_n, state sequence)`.
+
+    Args:
+        order: sorts what belongs to a sample into the order of the packed rows.
+    """
+    lstm = cell == "lstm"
+    if under_autocast(x):
+        x, h_0, c_0, weights = autocast(x, h_0, c_0, weights)
+    checks.check_weights(x, weights)
+    directions = 2 if bidirectional else 1
+    a_layer = len(weights) // num_layers  # weights in a layer
+    hidden: int = weights[0].shape[0] // GATES[cell]
+    width: int = weights[a_layer - 1].shape[0] if a_layer // directions % 2 else hidden  # R
+    if x.shape[-1] != weights[0].shape[1]:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {weights[0].shape[1]}, got {x.shape[-1]}"
+        )
+    if h_0 is None:
+        h = x.new_zeros((directions, batch, width))
+        c = None if not lstm else h if width == hidden else x.new_zeros((directions, batch, hidden))
+    else:
+        rows = num_layers * directions
+        h_0 = checks.checked_state(x, h_0, (rows, batch, width), "hidden[0] size" if lstm else "hidden size", order)
+        if lstm:
+            assert c_0 is not None
+            c_0 = checks.checked_state(x, c_0, (rows, batch, hidden), "hidden[1] size", order)
+        h, c = h_0, c_0
+
+    noise = training and (recurrent_dropout > 0 or zoneout > 0)
+    recurrent_mask = zoneout_h = zoneout_c = None
+    h_n, c_n, sequences = [], [], []
+    for layer in range(num_layers):
+        if num_layers > 1:
+            if h_0 is not None:
+                h = h_0[layer * directions : (layer + 1) * directions]
+                c = None if c_0 is None else c_0[layer * directions : (layer + 1) * directions]
+            of_layer = weights[layer * a_layer : (layer + 1) * a_layer]
+        else:
+            of_layer = weights
+        if noise:
+            recurrent_mask, zoneout_h, zoneout_c = _draw(
+                x, directions, batch, width, hidden if lstm else 0, recurrent_dropout, zoneout, order
+            )
+        y, h_layer, c_layer, cells = autograd.layer(
+            x, of_layer, h, c, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c,
+            0.0 if training else zoneout, cell=cell, bidirectional=bidirectional, heads=heads, recompute=recompute,
+            want_cells=lstm and return_state_sequence,
+        )  # fmt: skip
+        h_n.append(h_layer)
+        if lstm:
+            c_n.append(c_layer)
+        if return_state_sequence:
+            sequences.append(cells if lstm else y.unflatten(-1, (directions, width)).movedim(-2, 0))
+        last = layer == num_layers - 1
+        x = torch.dropout(y, dropout, True) if training and dropout > 0 and not last else y
+    return y, _joined(h_n), _joined(c_n) if lstm else None, _joined(sequences) if return_state_sequence else None
+
+
+def _joined(layers: list[Any]) -> Tensor:
+    return layers[0] if len(layers) == 1 else torch.cat(layers)
+
+
+# --- random masks: every draw's shape follows from the shapes of the call alone, and its values from the seed ---------
+
+
+def _draw(
+    x: Tensor,
+    directions: int,
+    batch: int,
+    width: int,
+    cell_width: int,
+    recurrent_dropout: float,
+    zoneout: float,
+    order: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """One layer's masks in training: recurrent dropout's `[D, B, R]`, zoneout's `[D, T, B, R]` and `[D, T, B, H]`."""
+    recurrent_mask = zoneout_h = zoneout_c = None
+    if recurrent_dropout > 0:
+        keep = torch.rand((directions, batch, width), device=x.device) >= recurrent_dropout
+        recurrent_mask = keep.to(x.dtype) * (1 / (1 - recurrent_dropout) if recurrent_dropout < 1 else 0.0)
+        if order is not None:
+            recurrent_mask = recurrent_mask.index_select(1, order)
+    if zoneout > 0:
+        shape = (directions, *x.shape[:-1])
+        zoneout_h = torch.rand((*shape, width), device=x.device) < zoneout
+        if cell_width > 0:
+            zoneout_c = torch.rand((*shape, cell_width), device=x.device) < zoneout
+    return recurrent_mask, zoneout_h, zoneout_c
+
+
+def kernel_alone() -> bool:
+    """Whether a call without gradients may skip torch's dispatcher: nothing compiles, casts, transforms or watches it."""
+    return not (
+        torch.compiler.is_compiling()
+        or _autocast_enabled()
+        or _transforms_active()
+        or _dispatch_modes()
+        or forward_ad._current_level >= 0
+    )
+
+
+def without_gradients(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether these are tensors as they come, and no gradient will be asked for."""
+    differentiable = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or (differentiable and tensor.requires_grad)):
+            return False
+    return True
+
+
+def under_autocast(x: Tensor) -> bool:
+    """Whether a call on `x` computes in autocast's dtype; double stays double, as in torch."""
+    device = "cpu" if x.is_cpu else x.device.type
+    return device in checks.BACKENDS[:-1] and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+
+
+def autocast(
+    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Sequence[Tensor]]:
+    """Everything in autocast's dtype."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    h_0 = None if h_0 is None else cast(h_0)
+    c_0 = None if c_0 is None else cast(c_0)
+    return cast(x), h_0, c_0, [cast(weight) for weight in weights]

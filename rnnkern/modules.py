@@ -1,0 +1,382 @@
+"""`LSTM`, `GRU` and `RNN`: torch.nn's layers, on this library's kernels.
+
+Parameters, their names and initial values, `state_dict` and `repr` are those of `torch.nn.RNNBase`, which these classes
+extend. They do not derive from `torch.nn.LSTM` and `torch.nn.GRU`: `torch.compile` breaks the graph at every instance
+of those.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkern import _C, checks, functional
+
+
+class Recurrent(torch.nn.RNNBase):
+    """What the three layers share.
+
+    Keywords of every layer, beyond those of torch.nn:
+        recompute: keep no gates for backward; rebuild them there.
+        heads: a block-diagonal recurrent weight; `weight_hh_l{k}` is `[G*H, H/heads]`.
+        recurrent_dropout: one mask a sample on the state before the recurrent product, the same at every step.
+        weight_dropout: one mask a call on each `weight_hh`.
+        zoneout: the share of units that keep their old value at a step.
+    """
+
+    # Also what a layer has that was pickled or converted from one without these.
+    recompute: bool = False
+    heads: int = 1
+    recurrent_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    zoneout: float = 0.0
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        device: Any,
+        dtype: Any,
+        recompute: bool,
+        heads: int,
+        recurrent_dropout: float,
+        weight_dropout: float,
+        zoneout: float,
+    ) -> None:
+        checks.check_probability("recurrent_dropout", recurrent_dropout)
+        checks.check_probability("weight_dropout", weight_dropout)
+        checks.check_probability("zoneout", zoneout)
+        if isinstance(hidden_size, int):  # RNNBase refuses any other
+            checks.check_heads(heads, hidden_size, proj_size > 0)
+        # RNNBase's constructor ends with reset_parameters(), which reads these.
+        self.recompute = recompute
+        self.heads = heads
+        self.recurrent_dropout = recurrent_dropout
+        self.weight_dropout = weight_dropout
+        self.zoneout = zoneout
+        super().__init__(
+            mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+
+    @property
+    def cell(self) -> str:
+        """The cell's name in `rnnkern.reference`."""
+        raise AttributeError(f"{type(self).__name__} has no cell")
+
+    def reset_parameters(self) -> None:
+        if self.heads > 1:
+            self._split_heads()
+        super().reset_parameters()
+
+    def _split_heads(self) -> None:
+        """RNNBase makes the recurrent weight dense: gives it the shape `[G*H, H/heads]`, once."""
+        size = self.hidden_size // self.heads
+        for name in self._flat_weights_names:
+            weight = self._parameters.get(name)
+            if name.startswith("weight_hh") and weight is not None and weight.shape[1] != size:
+                setattr(self, name, Parameter(weight.new_empty(weight.shape[0], size)))
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels take every parameter where it lies."""
+
+    def weights(self) -> list[Tensor]:
+        """The parameters as they are now, flat, in torch's order."""
+        parameters = self._parameters
+        try:
+            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
+        except KeyError:  # parametrised, or a replica of DataParallel
+            return [getattr(self, name) for name in self._flat_weights_names]
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        reset_mask: Tensor | PackedSequence | None = None,
+        return_state_sequence: bool = False,
+    ) -> tuple[Any, ...]:
+        """The whole sequence: `(output, hx)`, and the states after every step if asked for.
+
+        Args:
+            input: `[T, B, I]`, `[B, T, I]` when `batch_first`, `[T, I]`, or a PackedSequence.
+            hx: `h_0 [L*D, B, R]`, for an LSTM the pair of it and `c_0 [L*D, B, H]`; zero by default.
+            lengths: integers `[B]`; the output past a length is zero, the final state is the one at the length.
+            reset_mask: bool, `[T, B]` as the input is laid out; true where a new segment starts from the zero state.
+            return_state_sequence: a third result `[L*D, T, B, H]`, the cell states (GRU, RNN: the hidden states).
+        """
+        weights = self.weights()
+        if self.weight_dropout and self.training:
+            for index, name in enumerate(self._flat_weights_names):
+                if name.startswith("weight_hh"):
+                    weights[index] = torch.dropout(weights[index], self.weight_dropout, True)
+        return functional.run(
+            self.cell, input, hx, weights, self.num_layers, bool(self.bidirectional), self.batch_first, self.dropout,
+            self.recurrent_dropout, self.zoneout, self.training, self.heads, self.recompute,
+            lengths, reset_mask, return_state_sequence,
+        )  # fmt: skip
+
+    def step(self, input_t: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        """One time step of a stream: `(output_t, hx)`, equal to `forward` on one step.
+
+        Args:
+            input_t: `[B, I]` or `[I]`.
+            hx: as `forward` takes and gives it.
+        """
+        if self.bidirectional:
+            raise ValueError("step: a bidirectional layer needs the whole sequence, call forward")
+        if self._steps_directly():
+            try:
+                result = self._direct_step(input_t, hx)
+                if result is not None:
+                    return result
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                pass  # forward says what is wrong
+        dim = input_t.dim()
+        if dim != 1 and dim != 2:
+            raise ValueError(f"{type(self).__name__}: Expected input_t to be 1D or 2D, got {dim}D instead")
+        time = 1 if dim == 2 and self.batch_first else 0
+        output, hx = self(input_t.unsqueeze(time), hx)
+        return output.squeeze(time), hx
+
+    def _steps_directly(self) -> bool:
+        """Whether nothing stands between a step and the kernel: no hook, no random mask."""
+        return not (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+            or _global_forward_hooks
+            or _global_forward_pre_hooks
+            or _global_backward_hooks
+            or _global_backward_pre_hooks
+            or (self.training and (self.dropout or self.recurrent_dropout or self.weight_dropout or self.zoneout))
+            or not functional.kernel_alone()
+        )
+
+    def _direct_step(self, input_t: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
+        """The step by the kernel alone, which checks its arguments; None where a gradient is needed."""
+        weights = self.weights()
+        lstm = self.mode == "LSTM"
+        batched = input_t.dim() == 2
+        x = input_t if batched else input_t.unsqueeze(0)
+        c: Tensor | None = None
+        if hx is None:
+            h = x.new_zeros((self.num_layers, x.shape[0], self.proj_size or self.hidden_size))
+            if lstm:
+                c = h if not self.proj_size else x.new_zeros((self.num_layers, x.shape[0], self.hidden_size))
+        elif lstm:
+            h, c = hx
+        else:
+            h = hx
+        if not batched and hx is not None:
+            h, c = h.unsqueeze(1), None if c is None else c.unsqueeze(1)
+        if not functional.without_gradients((x, h, c, *weights)):
+            return None
+        if h.shape[0] != self.num_layers or (lstm and c.shape[0] != self.num_layers):  # type: ignore[union-attr]
+            return None
+        y, h_n, c_n = _C.step(x, weights, h, c, self.cell, self.num_layers, self.heads, self.zoneout)
+        if not batched:
+            y, h_n = y.squeeze(0), h_n.squeeze(1)
+            c_n = None if c_n is None else c_n.squeeze(1)
+        return y, (h_n, c_n) if lstm else h_n
+
+    def to_torch(self) -> torch.nn.RNNBase:
+        """The equal torch.nn layer, sharing parameters and training mode; ValueError where there is none."""
+        for keyword, default in self._no_torch_equal.items():
+            value = getattr(self, keyword)
+            if value != default:
+                raise ValueError(f"torch.nn has no {type(self).__name__} with {keyword}={value!r}")
+        from rnnkern.convert import as_torch
+
+        return as_torch(self)
+
+    # Keywords that torch.nn knows nothing of, with the value that it computes with.
+    _no_torch_equal: dict[str, Any] = {"heads": 1, "recurrent_dropout": 0, "weight_dropout": 0, "zoneout": 0}
+
+    def extra_repr(self) -> str:
+        shown = [super().extra_repr()]
+        for keyword in ("nonlinearity", *KEYWORDS):
+            default = getattr(type(self), keyword, None)
+            value = getattr(self, keyword, default)
+            if value != default and (keyword, value) != ("nonlinearity", "relu"):  # torch.nn shows no relu either
+                shown.append(f"{keyword}={value}")
+        return ", ".join(shown)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError(
+            f"torch.jit.script cannot take rnnkern.{type(self).__name__}, TorchScript has no operator for it: "
+            "script layer.to_torch(), the equal torch.nn layer"
+        )
+
+
+# Keywords that torch.nn's layers do not have.
+KEYWORDS = (
+    "reset_after", "forget_bias", "recompute", "heads", "recurrent_dropout", "weight_dropout", "zoneout",
+)  # fmt: skip
+
+
+class LSTM(Recurrent):
+    """`torch.nn.LSTM`; keywords beyond it are `forget_bias` and those of `Recurrent`.
+
+    Args:
+        forget_bias: initial value of the forget gate's slice of `bias_ih`.
+    """
+
+    forget_bias: float | None = None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        forget_bias: float | None = None,
+        recompute: bool = False,
+        heads: int = 1,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
+    ) -> None:
+        if forget_bias is not None and bias is False:
+            raise ValueError("forget_bias needs bias=True: there is no bias to set")
+        self.forget_bias = forget_bias
+        super().__init__(
+            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
+            device, dtype, recompute, heads, recurrent_dropout, weight_dropout, zoneout,
+        )  # fmt: skip
+
+    @property
+    def cell(self) -> str:
+        return "lstm"
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.forget_bias is None:
+            return
+        with torch.no_grad():
+            for name in self._flat_weights_names:
+                if name.startswith("bias_ih"):
+                    bias = getattr(self, name).clone()  # gates i, f, g, o
+                    bias[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
+                    if name in self._parameters:
+                        getattr(self, name).copy_(bias)
+                    else:
+                        setattr(self, name, bias)  # a parametrisation takes it through its right_inverse
+
+
+class GRU(Recurrent):
+    """`torch.nn.GRU`; keywords beyond it are `reset_after` and those of `Recurrent`.
+
+    Args:
+        reset_after: False for the original of Cho et al. 2014, whose reset gate acts before the recurrent product.
+    """
+
+    reset_after: bool = True
+    _no_torch_equal = {**Recurrent._no_torch_equal, "reset_after": True}
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        reset_after: bool = True,
+        recompute: bool = False,
+        heads: int = 1,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        proj_size: int | None = None,
+    ) -> None:
+        _refuse_projection(proj_size)
+        self.reset_after = reset_after
+        super().__init__(
+            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0,
+            device, dtype, recompute, heads, recurrent_dropout, weight_dropout, zoneout,
+        )  # fmt: skip
+
+    @property
+    def cell(self) -> str:
+        return "gru" if self.reset_after else "gru_v1"
+
+
+class RNN(Recurrent):
+    """`torch.nn.RNN`, with the nonlinearity "sigmoid" too; further keywords are those of `Recurrent`."""
+
+    nonlinearity: str = "tanh"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        recompute: bool = False,
+        heads: int = 1,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        proj_size: int | None = None,
+    ) -> None:
+        _refuse_projection(proj_size)
+        checks.rnn_cell_name(nonlinearity)
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            "RNN_RELU" if nonlinearity == "relu" else "RNN_TANH", input_size, hidden_size, num_layers, bias,
+            batch_first, dropout, bidirectional, 0, device, dtype, recompute, heads, recurrent_dropout,
+            weight_dropout, zoneout,
+        )  # fmt: skip
+        self.mode = f"RNN_{nonlinearity.upper()}"  # RNNBase itself knows no sigmoid
+
+    @property
+    def cell(self) -> str:
+        return "rnn_" + self.nonlinearity
+
+    def to_torch(self) -> torch.nn.RNNBase:
+        if self.nonlinearity == "sigmoid":
+            raise ValueError("torch.nn has no RNN with nonlinearity='sigmoid'")
+        return super().to_torch()
+
+
+def _refuse_projection(proj_size: int | None) -> None:
+    if proj_size is not None:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

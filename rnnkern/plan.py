@@ -1,0 +1,148 @@
+"""How a call would run, and with what this library was built."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkern import _C, checks, ops
+from rnnkern._version import __version__
+from rnnkern.cells import RecurrentCell
+from rnnkern.modules import Recurrent
+
+_BY_REFERENCE = "double backward and jvp differentiate the reference formula: plain torch, step by step"
+_ONE_STEP = "a cell runs as a layer of one step, so that nothing is kept from step to step"
+
+
+def build_info() -> dict[str, Any]:
+    """`version`, `torch`, `cuda` (None or its version), `cuda_archs`, `cpu_isas` (compiled in), `cpu_isa` (in use)."""
+    return {"version": __version__, "torch": torch.__version__, **_C.build_info()}
+
+
+def strategies() -> list[str]:
+    """Names of the strategies that were compiled in."""
+    return list(_C.strategies())
+
+
+@contextlib.contextmanager
+def strategy(name: str) -> Iterator[None]:
+    """Forces a strategy for calls on its backend; a call that it does not support raises.
+
+    Args:
+        name: one of `strategies()`.
+    """
+    previous = _C.force_strategy(name)
+    try:
+        yield
+    finally:
+        _C.force_strategy(previous)
+
+
+def plan(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> dict[str, Any]:
+    """How `layer(input)` would run, now: gradient mode, training mode, autocast and a forced strategy count.
+
+    Returns:
+        `backend`; the first layer's `strategy`, `workers`, `split` and `rejected`, why not the other strategies;
+        `bytes`, memory beside the results while it runs; `saved_bytes`, the gates kept for backward; `floor_us`, what
+        the hardware needs at least; `layers`, the same for each; `notes`, what runs slower than that.
+    """
+    if not isinstance(layer, (Recurrent, RecurrentCell)):
+        raise TypeError(
+            f"layer must be a layer or a cell of rnnkern, got {type(layer).__module__}.{type(layer).__qualname__}; "
+            "rnnkern.convert() swaps those of torch.nn"
+        )
+    problem = _problem(layer, input)
+    layers = []
+    directions = problem["groups"]
+    for index in range(getattr(layer, "num_layers", 1)):
+        if index > 0:
+            problem["input_size"] = directions * (problem["proj_size"] or problem["hidden_size"])
+        layers.append(dict(_C.plan(**problem)))
+    saved = 0
+    if problem["save"] and not problem["recompute"]:
+        units = directions * problem["rows"] * problem["hidden_size"] * ops.SAVED[problem["cell"]]
+        saved = units * getattr(torch, problem["dtype"]).itemsize
+    return {
+        "backend": problem["device"],
+        **layers[0],
+        "bytes": max(one["bytes"] for one in layers),
+        "saved_bytes": saved * len(layers),
+        "floor_us": sum(one["floor_us"] for one in layers),
+        "layers": layers,
+        "notes": [_BY_REFERENCE] + ([_ONE_STEP] if isinstance(layer, RecurrentCell) else []),
+    }
+
+
+def explain(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> str:
+    """`plan(layer, input)` in words."""
+    found = plan(layer, input)
+    count = len(found["layers"])
+    split = "" if found["split"] == "none" else f", split by {found['split']}"
+    lines = [
+        f"{layer} on {found['backend']}",
+        f"  strategy  {found['strategy']}, workers: {found['workers']}{split}",
+        f"  memory    {found['bytes']:,} bytes while it runs, {found['saved_bytes']:,} bytes kept for backward",
+        f"  floor     {found['floor_us']:.1f} µs" + (f" for {count} layers" if count > 1 else ""),
+    ]
+    lines += [f"  not {name}: {reason}" for name, reason in found["rejected"].items()]
+    lines += [f"  note: {note}" for note in found["notes"]]
+    return "\n".join(lines)
+
+
+def _problem(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> dict[str, Any]:
+    """The arguments of `_C.plan` for the first layer."""
+    packed = isinstance(input, PackedSequence)
+    x = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(input, PackedSequence):
+        steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+        rows = x.shape[0]
+    elif isinstance(layer, RecurrentCell):
+        steps, batch = 1, x.shape[0] if x.dim() == 2 else 1
+        rows = batch
+    else:
+        shape = x.shape if x.dim() == 3 else (x.shape[0], 1) if not layer.batch_first else (1, x.shape[0])
+        steps, batch = (shape[1], shape[0]) if layer.batch_first else (shape[0], shape[1])
+        rows = steps * batch
+    device = x.device
+    if device.type not in checks.BACKENDS[:-1]:
+        raise RuntimeError(f"rnnkern has no kernels for device '{device}' in this build")
+    dtype = x.dtype
+    if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device.type)
+    if x.shape[-1] != layer.input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {layer.input_size}, got {x.shape[-1]}"
+        )
+    gradient = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
+    problem = {
+        "cell": layer.cell,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.type,
+        "steps": steps,
+        "batch": batch,
+        "rows": rows,
+        "input_size": layer.input_size,
+        "hidden_size": layer.hidden_size,
+        "proj_size": 0,
+        "groups": 1,
+        "bias": bool(layer.bias),
+        "packed": packed,
+        "save": gradient,
+        "recompute": False,
+        "threads": torch.get_num_threads(),
+    }
+    if isinstance(layer, Recurrent):
+        problem.update(
+            proj_size=layer.proj_size,
+            heads=layer.heads,
+            groups=2 if layer.bidirectional else 1,
+            recurrent_mask=layer.training and layer.recurrent_dropout > 0,
+            zoneout=layer.zoneout > 0,
+            recompute=layer.recompute,
+        )
+    return problem
