@@ -1,0 +1,145 @@
+"""ONNX Runtime on the CPU. The graph is built node by node from the weights, so that no exporter has a say.
+
+ONNX orders the gates of an LSTM i, o, f, c and those of a GRU z, r, h; ``linear_before_reset`` is PyTorch's GRU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from suites import CLASSES, Data
+
+from . import Unsupported
+
+NAME = "onnxruntime"
+INSTALL = "pip install onnx onnxruntime"
+GATE_ORDER = {nn.LSTM: [0, 3, 1, 2], nn.GRU: [1, 0, 2], nn.RNN: [0]}  # of torch's gates
+OPERATOR = {nn.LSTM: "LSTM", nn.GRU: "GRU", nn.RNN: "RNN"}
+
+
+def load() -> None:
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+
+def build(data: Data) -> Callable[[int], list[Tensor]]:
+    import onnxruntime
+
+    problem = data.problem
+    refusals = {
+        "inference alone": problem.mode == "training",
+        "float32 alone": problem.dtype != "float32",
+        "measured on the CPU alone": problem.device != "cpu",
+        "no projection": problem.projection > 0,
+        "no packed sequences": problem.packed,
+        "no reset mask": problem.reset > 0,
+    }
+    for reason, applies in refusals.items():
+        if applies:
+            raise Unsupported(f"onnxruntime: {reason}")
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads must not slow down the others
+    model = onnx_model(data.layer, with_state=bool(data.state))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+    outputs = outputs_of(data)
+    bindings = []
+    for x in data.inputs:
+        binding = session.io_binding()
+        for name, tensor in zip(["x", "h_0", "c_0"], [x, *data.state], strict=False):
+            binding.bind_input(name, "cpu", 0, "float32", tuple(tensor.shape), tensor.data_ptr())
+        for name, tensor in outputs.items():
+            binding.bind_output(name, "cpu", 0, "float32", tuple(tensor.shape), tensor.data_ptr())
+        bindings.append(binding)
+    count, run, kept = len(bindings), session.run_with_iobinding, list(outputs.values())
+
+    def call(i: int) -> list[Tensor]:
+        run(bindings[i % count])
+        return kept
+
+    call.inputs = (data.inputs, data.state)  # the bindings hold bare pointers into these
+    return call
+
+
+def outputs_of(data: Data) -> dict[str, Tensor]:
+    """Buffers for ``y``, ``h_n`` and ``c_n``."""
+    layer, problem = data.layer, data.problem
+    directions = 2 if layer.bidirectional else 1
+    rows = layer.num_layers * directions
+    outputs = {
+        "y": torch.empty(problem.steps, problem.batch, directions * problem.hidden),
+        "h_n": torch.empty(rows, problem.batch, problem.hidden),
+    }
+    if isinstance(layer, nn.LSTM):
+        outputs["c_n"] = torch.empty(rows, problem.batch, problem.hidden)
+    return outputs
+
+
+def onnx_model(layer: nn.RNNBase, with_state: bool):
+    """``x [T, B, I]`` (and ``h_0``, ``c_0``) → ``y [T, B, D*H]``, ``h_n`` and, for an LSTM, ``c_n``."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    kind = next(cls for cls in CLASSES.values() if isinstance(layer, cls))
+    directions = ["", "_reverse"] if layer.bidirectional else [""]
+    states = ["h", "c"] if kind is nn.LSTM else ["h"]
+    nodes, constants = [], []
+
+    def constant(name: str, value: Tensor) -> str:
+        constants.append(numpy_helper.from_array(value.numpy(), name))
+        return name
+
+    def weight(name: str, k: int) -> Tensor:
+        """One parameter of all directions in ONNX's gate order, ``[D, G*H, …]``."""
+        tensors = [getattr(layer, f"{name}_l{k}{suffix}").detach() for suffix in directions]
+        blocks = [torch.cat([t.chunk(len(GATE_ORDER[kind]))[g] for g in GATE_ORDER[kind]]) for t in tensors]
+        return torch.stack(blocks)
+
+    def node(operator: str, inputs: list[str], outputs: list[str], **attributes) -> None:
+        nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
+
+    attributes = {"hidden_size": layer.hidden_size, "direction": "bidirectional" if layer.bidirectional else "forward"}
+    if kind is nn.GRU:
+        attributes["linear_before_reset"] = 1
+    if with_state and layer.num_layers > 1:
+        sizes = constant("sizes", torch.full((layer.num_layers,), len(directions)))
+        for s in states:
+            node("Split", [f"{s}_0", sizes], [f"{s}_0_{k}" for k in range(layer.num_layers)], axis=0)
+    merged = constant("merged", torch.tensor([0, 0, -1]))
+    x = "x"
+    for k in range(layer.num_layers):
+        last = k == layer.num_layers - 1
+        bias = torch.cat([weight("bias_ih", k), weight("bias_hh", k)], 1)
+        inputs = [x, constant(f"w_{k}", weight("weight_ih", k)), constant(f"r_{k}", weight("weight_hh", k))]
+        inputs += [constant(f"b_{k}", bias), ""]  # the empty one: sequence lengths
+        if with_state:
+            inputs += [f"{s}_0_{k}" if layer.num_layers > 1 else f"{s}_0" for s in states]
+        finals = [f"{s}_n_{k}" if layer.num_layers > 1 else f"{s}_n" for s in states]
+        node(OPERATOR[kind], inputs, [f"y_{k}", *finals], **attributes)
+        # [T, D, B, H] → [T, B, D*H]
+        node("Transpose", [f"y_{k}"], [f"t_{k}"], perm=[0, 2, 1, 3])
+        x = "y" if last else f"x_{k + 1}"
+        node("Reshape", [f"t_{k}", merged], [x])
+    if layer.num_layers > 1:
+        for s in states:
+            node("Concat", [f"{s}_n_{k}" for k in range(layer.num_layers)], [f"{s}_n"], axis=0)
+
+    def value(name: str, *shape: int | str):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    rows = layer.num_layers * len(directions)
+    state_shape = (rows, "B", layer.hidden_size)
+    inputs = [value("x", "T", "B", layer.input_size)]
+    if with_state:
+        inputs += [value(f"{s}_0", *state_shape) for s in states]
+    results = [value("y", "T", "B", len(directions) * layer.hidden_size)]
+    results += [value(f"{s}_n", *state_shape) for s in states]
+    graph = helper.make_graph(nodes, "layer", inputs, results, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    checker.check_model(model)
+    return model

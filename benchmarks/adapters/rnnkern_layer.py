@@ -1,0 +1,47 @@
+"""This library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from suites import Data
+
+from . import layer
+
+NAME = "rnnkern"
+INSTALL = "pip install --no-build-isolation ."
+
+
+def load() -> None:
+    import rnnkern  # noqa: F401
+
+
+def make_layer(data: Data) -> torch.nn.Module:
+    import rnnkern
+
+    theirs = data.layer
+    options = {"proj_size": theirs.proj_size} if theirs.proj_size else {}
+    ours = getattr(rnnkern, type(theirs).__name__)(
+        theirs.input_size, theirs.hidden_size, theirs.num_layers, bidirectional=theirs.bidirectional, **options
+    )
+    ours.to(theirs.weight_ih_l0).load_state_dict(theirs.state_dict())
+    return ours.requires_grad_(data.problem.mode == "training").train(theirs.training)
+
+
+def build(data: Data) -> Callable[[int], object]:
+    ours = make_layer(data)
+    if data.problem.mode == "step":
+        return layer.step(ours.step, [x[0] for x in data.inputs], data)
+    options = {} if data.reset_mask is None else {"reset_mask": data.reset_mask}
+    return getattr(layer, data.problem.mode)(ours, data, **options)
+
+
+def plan(data: Data) -> dict[str, Any]:
+    """What the library chose for this problem."""
+    import rnnkern
+
+    with torch.set_grad_enabled(data.problem.mode == "training"):
+        return rnnkern.plan(make_layer(data), data.leaves()[0][1])

@@ -1,0 +1,83 @@
+"""No side is timed before its results agree with the definition, ``rnnkern/reference.py``, in double precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rnnkern import reference
+from suites import Data, Problem
+
+PEER_FACTOR = 4  # peers must compute the same thing, but are not held to our own tolerances
+FLOPS = {"cpu": 2e10, "cuda": 2e12}  # of the reference, about a second's worth; longer problems are checked shortened
+
+
+def expected(data: Data) -> list[Tensor]:
+    """``[y, h_n, (c_n)]``; for training ``[y, d_x, *d_weights]``. Packed: rows in packed order."""
+    problem = data.problem
+    leaf, called = data.leaves()[0]
+    x = leaf.detach().double()
+    weights = [w.detach().double() for w in data.weights]
+    training = problem.mode == "training"
+    for tensor in (x, *weights):
+        tensor.requires_grad_(training)
+    directions = 2 if problem.bidirectional else 1
+    per_layer = len(weights) // problem.layers
+    width = problem.projection or problem.hidden
+    finals: list[list[Tensor]] = [[], []]
+    y = x
+    for k in range(problem.layers):
+        rows = slice(k * directions, (k + 1) * directions)
+        if data.state:
+            h_0 = data.state[0][rows].double()
+            c_0 = data.state[1][rows].double() if len(data.state) > 1 else None
+        else:
+            h_0 = x.new_zeros(directions, problem.batch, width)
+            c_0 = x.new_zeros(directions, problem.batch, problem.hidden) if problem.cell == "lstm" else None
+        y, h_n, c_n, _ = reference.layer(
+            y,
+            weights[k * per_layer : (k + 1) * per_layer],
+            h_0,
+            c_0,
+            reset_mask=data.reset_mask,
+            batch_sizes=called.batch_sizes if problem.packed else None,
+            cell="rnn_tanh" if problem.cell == "rnn" else problem.cell,
+            bidirectional=problem.bidirectional,
+        )
+        for kept, final in zip(finals, (h_n, c_n), strict=True):
+            if final is not None:
+                kept.append(final)
+    if training:
+        return [y.detach(), *torch.autograd.grad(y, [x, *weights], data.d_y.double())]
+    return [y, *(torch.cat(kept) for kept in finals if kept)]
+
+
+def tolerances(problem: Problem, is_peer: bool) -> tuple[float, float]:
+    """For results and for gradients."""
+    dtype = problem.dtype
+    on_gpu = torch.device(problem.device).type == "cuda"
+    if dtype == "float32" and on_gpu and torch.backends.cudnn.rnn.fp32_precision == "tf32":
+        dtype = "tf32"
+    result = reference.TOLERANCE[dtype] * (PEER_FACTOR if is_peer else 1)
+    return result, result * reference.GRADIENT_FACTOR
+
+
+def compare(problem: Problem, got: list[Tensor], want: list[Tensor], is_peer: bool) -> tuple[float, str]:
+    """The largest ‖got − want‖ / ‖want‖, and what is wrong (nothing: an empty string)."""
+    if len(got) != len(want):
+        return float("inf"), f"{len(got)} results where {len(want)} were expected"
+    if problem.mode == "training":
+        names = ["y", "d_x", *(f"gradient of weight {k}" for k in range(len(want) - 2))]
+    else:
+        names = ["y", "h_n", "c_n"]
+    result, gradient = tolerances(problem, is_peer)
+    largest, complaints = 0.0, []
+    for name, g, w in zip(names, got, want, strict=False):
+        if g.numel() != w.numel():
+            return float("inf"), f"{name} has the shape {list(g.shape)}, expected {list(w.shape)}"
+        error = ((g.detach().double().reshape(w.shape) - w).norm() / w.norm().clamp_min(1e-30)).item()
+        largest = max(largest, error) if error == error else float("nan")
+        allowed = result if problem.mode != "training" or name == "y" else gradient
+        if not error <= allowed:  # NaN fails too
+            complaints.append(f"{name} is off by {error:.1e}, allowed {allowed:.1e}")
+    return largest, "; ".join(complaints)
