@@ -1,6 +1,6 @@
-// A recurrent layer by definition: loops over steps, rows and units, in whatever scalar type. With Dual numbers in the
-// place of doubles the same loops give exact derivatives, so that no backward pass is written here. It mirrors
-// rnnkern/reference.py for one direction, and shares nothing with the library's kernels.
+// A recurrent layer by definition: loops over steps, rows and units, in whatever scalar type. With numbers that record
+// their making in the place of doubles, the same loops give exact derivatives: no backward pass is written here. It
+// mirrors rnnkern/reference.py for one direction, and shares nothing with the library's kernels.
 #pragma once
 
 #include <cmath>
@@ -11,29 +11,54 @@
 
 namespace reference {
 
-// A value and its derivative along one direction.
-struct Dual {
-  double v = 0, d = 0;
-  Dual() = default;
-  Dual(double value, double derivative = 0) : v(value), d(derivative) {}
-};
-
-inline Dual operator+(Dual a, Dual b) { return {a.v + b.v, a.d + b.d}; }
-inline Dual operator-(Dual a, Dual b) { return {a.v - b.v, a.d - b.d}; }
-inline Dual operator*(Dual a, Dual b) { return {a.v * b.v, a.v * b.d + a.d * b.v}; }
-
 inline double tanh_of(double x) { return std::tanh(x); }
 inline double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
 inline double relu_of(double x) { return x > 0 ? x : 0; }
-inline Dual tanh_of(Dual x) {
+
+// A number that remembers what it was made from. The tape holds, for every number made, up to two earlier ones and the
+// derivatives in them; read backwards, it gives the derivatives in all numbers at once.
+struct Traced {
+  struct Node {
+    int32_t from[2];
+    double slope[2];
+  };
+  static inline std::vector<Node> tape;
+
+  double v = 0;
+  int32_t node = -1;  // a constant
+  Traced() = default;
+  Traced(double value) : v(value) {}
+  Traced(double value, Traced a, double slope_a) : v(value) {
+    if (a.node >= 0) record({{a.node, -1}, {slope_a, 0}});
+  }
+  Traced(double value, Traced a, double slope_a, Traced b, double slope_b) : v(value) {
+    if (a.node >= 0 || b.node >= 0) record({{a.node, b.node}, {slope_a, slope_b}});
+  }
+  static Traced variable(double value) {
+    Traced result(value);
+    result.record({{-1, -1}, {0, 0}});
+    return result;
+  }
+
+ private:
+  void record(Node entry) {
+    node = static_cast<int32_t>(tape.size());
+    tape.push_back(entry);
+  }
+};
+
+inline Traced operator+(Traced a, Traced b) { return {a.v + b.v, a, 1, b, 1}; }
+inline Traced operator-(Traced a, Traced b) { return {a.v - b.v, a, 1, b, -1}; }
+inline Traced operator*(Traced a, Traced b) { return {a.v * b.v, a, b.v, b, a.v}; }
+inline Traced tanh_of(Traced x) {
   double const y = std::tanh(x.v);
-  return {y, x.d * (1 - y * y)};
+  return {y, x, 1 - y * y};
 }
-inline Dual sigmoid_of(Dual x) {
+inline Traced sigmoid_of(Traced x) {
   double const y = sigmoid_of(x.v);
-  return {y, x.d * y * (1 - y)};
+  return {y, x, y * (1 - y)};
 }
-inline Dual relu_of(Dual x) { return x.v > 0 ? x : Dual(0); }
+inline Traced relu_of(Traced x) { return x.v > 0 ? x : Traced(0); }
 
 // Everything of one direction but the numbers that have gradients. Row (t, b) lies at offsets[t] + b.
 struct Setting {
@@ -179,24 +204,29 @@ Outputs<S> layer(const Setting& s, const Inputs<S>& in) {
   return out;
 }
 
-// The gradients of sum(d_out * out) in the inputs that are `wanted`, one derivative after the other.
-inline Inputs<double> gradients(const Setting& s, const Inputs<double>& in, const Outputs<double>& d_out,
-                                const bool (&wanted)[kInputs]) {
-  Inputs<Dual> at;
-  for (int i = 0; i < kInputs; ++i) at.of[i].assign(in.of[i].begin(), in.of[i].end());
+// The gradients of sum(d_out * out) in all inputs.
+inline Inputs<double> gradients(const Setting& s, const Inputs<double>& in, const Outputs<double>& d_out) {
+  Traced::tape.clear();
+  Inputs<Traced> at;
+  for (int i = 0; i < kInputs; ++i) {
+    for (double value : in.of[i]) at.of[i].push_back(Traced::variable(value));
+  }
+  Outputs<Traced> const out = layer(s, at);
+  std::vector<double> d(Traced::tape.size());
+  for (int o = 0; o < kOutputs; ++o) {
+    for (size_t k = 0; k < d_out.of[o].size(); ++k) {
+      if (out.of[o][k].node >= 0) d[out.of[o][k].node] += d_out.of[o][k];
+    }
+  }
+  for (size_t i = d.size(); i-- > 0;) {
+    const Traced::Node& node = Traced::tape[i];
+    for (int side = 0; side < 2; ++side) {
+      if (node.from[side] >= 0) d[node.from[side]] += d[i] * node.slope[side];
+    }
+  }
   Inputs<double> result;
   for (int i = 0; i < kInputs; ++i) {
-    if (!wanted[i]) continue;
-    for (Dual& element : at.of[i]) {
-      element.d = 1;
-      Outputs<Dual> const out = layer(s, at);
-      element.d = 0;
-      double sum = 0;
-      for (int o = 0; o < kOutputs; ++o) {
-        for (size_t k = 0; k < d_out.of[o].size(); ++k) sum += d_out.of[o][k] * out.of[o][k].d;
-      }
-      result.of[i].push_back(sum);
-    }
+    for (Traced value : at.of[i]) result.of[i].push_back(d[value.node]);
   }
   return result;
 }

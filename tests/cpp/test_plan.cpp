@@ -1,0 +1,145 @@
+// What a plan promises, over layers from tiny to large.
+#include "plan.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+using namespace rnnkern;
+
+namespace {
+
+std::string describe(const Problem& p, int threads) {
+  return std::string(facts(p.cell).name) + " T " + std::to_string(p.steps) + " B " + std::to_string(p.batch) + " I " +
+         std::to_string(p.input_size) + " H " + std::to_string(p.hidden_size) + " threads " + std::to_string(threads);
+}
+
+void expect(bool condition, const std::string& what, const std::string& where) {
+  if (condition) return;
+  std::printf("FAILED %s: %s\n", where.c_str(), what.c_str());
+  std::exit(1);
+}
+
+template <class Body>
+std::string error_of(Body&& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.message;
+  }
+  return "";
+}
+
+Problem layer(CellKind cell, int64_t steps, int64_t batch, int64_t input, int64_t hidden) {
+  Problem p;
+  p.cell = cell;
+  p.steps = steps, p.batch = batch, p.rows = steps * batch;
+  p.input_size = input, p.hidden_size = hidden;
+  return p;
+}
+
+bool same(const Plan& a, const Plan& b) {
+  return a.strategy == b.strategy && a.workers == b.workers && a.split == b.split && a.bytes == b.bytes &&
+         a.floor_us == b.floor_us && a.rejected == b.rejected;
+}
+
+void check_plan(const Problem& p, int threads) {
+  std::string const where = describe(p, threads);
+  Plan const made = plan(p, threads);
+  expect(made.strategy == "simd", "the CPU runs " + made.strategy, where);
+  expect(made.workers >= 1 && made.workers <= threads, std::to_string(made.workers) + " workers", where);
+  expect(made.split == Split::none || made.workers > 1, "one worker has nobody to share with", where);
+  expect(made.split != Split::rows || p.batch * p.groups >= made.workers, "some workers have no row", where);
+  expect(made.bytes > 0, "no memory", where);
+  expect(made.floor_us > 0, "no time", where);
+  expect(same(made, plan(p, threads)), "the same problem has two plans", where);
+  expect(made.rejected.size() + 1 == strategies().size(), "a strategy is neither chosen nor rejected", where);
+  for (const auto& [strategy, reason] : made.rejected) {
+    expect(strategy != made.strategy && !reason.empty(), strategy + " is rejected without a reason", where);
+  }
+  expect(same(made, plan(p, threads)), "the same problem has two plans", where);
+
+  Problem kept = p;
+  kept.save = true;
+  expect(plan(kept, threads).bytes < made.bytes, "gates that are kept count as memory beside the results", where);
+  Problem longer = p;
+  longer.steps *= 2, longer.rows *= 2;
+  expect(plan(longer, 1).floor_us > plan(p, 1).floor_us, "twice the steps take no longer", where);
+}
+
+void check_sharing() {
+  std::string const where = "sharing";
+  Plan const tiny = plan(layer(CellKind::lstm, 10, 1, 4, 4), 16);
+  expect(tiny.workers == 1, "threads are woken for a tiny layer", where);
+  Plan const many_rows = plan(layer(CellKind::lstm, 100, 64, 128, 256), 4);
+  expect(many_rows.split == Split::rows && many_rows.workers == 4, "many rows are not shared out", where);
+  Plan const one_row = plan(layer(CellKind::lstm, 100, 1, 128, 512), 4);
+  expect(one_row.split == Split::units && one_row.workers == 4, "one row of a large layer is not shared out", where);
+  Problem both = layer(CellKind::lstm, 100, 2, 128, 512);
+  both.groups = 2;
+  expect(plan(both, 4).split == Split::rows, "the rows of both directions are not counted", where);
+}
+
+void check_forcing() {
+  std::string const where = "forcing a strategy", known = strategies().front();
+  expect(known == "simd", "the CPU's strategy is not listed first", where);
+  expect(force_strategy("simd").empty(), "a strategy was in force before", where);
+  expect(plan(layer(CellKind::gru, 5, 2, 4, 8), 2).strategy == "simd", "another one is planned", where);
+  std::string const unknown = error_of([] { force_strategy("warp"); });
+  expect(unknown.find("'warp'") != std::string::npos && unknown.find(known) != std::string::npos,
+         "the error of an unknown name is '" + unknown + "'", where);
+  expect(force_strategy("") == "simd", "an unknown name ended the one in force", where);
+  expect(force_strategy("").empty(), "an empty name does not end it", where);
+}
+
+void check_names() {
+  std::string const where = "names";
+  expect(name(Split::none) == std::string("none") && name(Split::rows) == std::string("rows") &&
+             name(Split::units) == std::string("units"),
+         "a split has another name", where);
+  for (const CellName& cell : kCellNames) {
+    expect(find_name(kCellNames, "cell", cell.name).kind == cell.kind, cell.name, where);
+  }
+  std::string const unknown = error_of([] { find_name(kDtypeNames, "dtype", "int8"); });
+  expect(unknown.find("dtype") == 0 && unknown.find("float16") != std::string::npos &&
+             unknown.find("'int8'") != std::string::npos,
+         "the error of an unknown dtype is '" + unknown + "'", where);
+}
+
+void check_devices() {
+  Problem p = layer(CellKind::lstm, 5, 2, 4, 8);
+  p.backend = Backend::cuda;
+  std::string const error = error_of([&] { plan(p, 1); });
+  bool const compiled = strategies().size() > 1;
+  expect(compiled == error.empty(), "the CUDA problem's error is '" + error + "'", "devices");
+  expect(compiled || error.find("'cuda'") != std::string::npos, "the error does not name the device", "devices");
+}
+
+}  // namespace
+
+int main() {
+  int plans = 0;
+  for (CellKind cell : {CellKind::rnn, CellKind::lstm, CellKind::gru, CellKind::gru_v1}) {
+    for (int64_t steps : {1, 10, 1000}) {
+      for (int64_t batch : {1, 3, 64}) {
+        for (int64_t hidden : {1, 33, 256, 1024}) {
+          for (int threads : {1, 2, 3, 64}) {
+            for (int64_t groups : {1, 2}) {
+              for (Dtype dtype : {Dtype::float64, Dtype::float16}) {
+                Problem p = layer(cell, steps, batch, 40, hidden);
+                p.groups = groups, p.dtype = dtype;
+                check_plan(p, threads);
+                ++plans;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  check_sharing();
+  check_forcing();
+  check_names();
+  check_devices();
+  std::printf("%d plans keep what they promise\n", plans);
+  return 0;
+}

@@ -1,0 +1,182 @@
+// The CPU strategy `simd`, every instruction set of this machine, against the layer by definition; and the promise that
+// neither the number of workers nor the way in which they share the work changes one bit of a result.
+#include <cstring>
+#include <iterator>
+#include <new>
+#include <thread>
+
+#include "cpu/simd.h"
+#include "layer_check.h"
+
+using namespace check;
+
+namespace {
+
+// Workers are threads of their own, all of which run; `granted` may be fewer than a plan asks for. Scratch memory is
+// NaN at first, and each piece is an allocation of its exact size, so that a sanitizer sees what goes beyond.
+class ThreadPlatform final : public CpuPlatform {
+ public:
+  explicit ThreadPlatform(int granted) : granted_(granted) {}
+  ThreadPlatform(const ThreadPlatform&) = delete;
+  ~ThreadPlatform() override {
+    for (void* block : blocks_) operator delete(block, kAlign);
+  }
+
+  void* scratch(size_t bytes) override {
+    blocks_.push_back(operator new(bytes, kAlign));
+    return std::memset(blocks_.back(), 0xff, bytes);
+  }
+  int max_workers() const override { return granted_; }
+  void parallel(int wanted, const std::function<void(int worker, int workers)>& work) override {
+    int const workers = std::min(wanted, granted_);
+    std::vector<std::thread> threads;
+    for (int worker = 1; worker < workers; ++worker) threads.emplace_back(work, worker, workers);
+    work(0, workers);
+    for (std::thread& thread : threads) thread.join();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  int granted_;
+  std::vector<void*> blocks_;
+};
+
+// A plan, and how many of its workers there are.
+struct SimdRunner {
+  int workers, granted;
+  Split split;
+
+  std::string name() const {
+    return cpu_isa() + ", " + std::to_string(granted) + " of " + std::to_string(workers) + " workers, split " +
+           rnnkern::name(split);
+  }
+  Plan plan() const {
+    Plan plan;
+    plan.strategy = "simd";
+    plan.workers = workers;
+    plan.split = split;
+    return plan;
+  }
+  void forward(const Problem& problem, const std::vector<Group>& groups) const {
+    ThreadPlatform platform(granted);
+    simd_forward(problem, groups, plan(), platform);
+  }
+  void backward(const Problem& problem, const std::vector<Group>& groups,
+                const std::vector<GroupGradients>& gradients) const {
+    ThreadPlatform platform(granted);
+    simd_backward(problem, groups, gradients, plan(), platform);
+  }
+};
+
+constexpr SimdRunner kAlone{1, 1, Split::none};
+constexpr SimdRunner kShared[] = {
+    {2, 2, Split::none},  {2, 2, Split::rows}, {2, 2, Split::units}, {3, 3, Split::none}, {3, 3, Split::rows},
+    {3, 3, Split::units}, {3, 2, Split::rows}, {3, 2, Split::units}, {3, 1, Split::rows}, {3, 1, Split::units},
+};
+constexpr size_t kWays = std::size(kShared);
+
+// One case by every instruction set: alone, and shared in `ways` of the ways, in turn from case to case.
+void check_case(const Case& c, size_t ways) {
+  static size_t turn = 0;
+  Check check(c);
+  for (const std::string& isa : cpu_isas()) {
+    set_cpu_isa(isa);
+    std::vector<char> const alone = check.run(kAlone);
+    for (size_t way = 0; way < ways; ++way) {
+      const SimdRunner& runner = kShared[turn++ % kWays];
+      if (check.run(runner) != alone) fail(c, runner.name() + ": a result differs from one worker's bits");
+    }
+  }
+}
+
+// Sizes about those of vectors, tiles and panels.
+int check_sizes() {
+  int cases = 0;
+  constexpr int64_t kHidden[] = {1, 7, 16, 33, 64, 129}, kBatch[] = {1, 3, 8, 17}, kInput[] = {1, 5, 16, 40};
+  for (const CellName& cell : kCellNames) {
+    for (const DtypeName& dtype : kDtypeNames) {
+      for (int64_t hidden : kHidden) {
+        Case c;
+        c.seed = static_cast<uint64_t>(++cases);
+        Random random(c.seed + 2000);
+        Setting& s = c.setting;
+        s.cell = cell.kind, s.activation = cell.activation;
+        c.dtype = dtype.dtype;
+        c.directions = random.one_in(3) ? 2 : 1;
+        s.reverse = random.one_in(2);
+        s.H = hidden;
+        s.B = kBatch[random.below(hidden > 64 ? 2 : 4)];  // the definition is slow
+        s.T = 1 + random.below(3);
+        s.I = kInput[random.below(4)];
+        if (cell.kind == CellKind::lstm && hidden > 1 && random.one_in(2)) {
+          s.P = 1 + random.below(hidden - 1);
+        } else if (random.one_in(2)) {
+          s.heads = hidden == 129 ? 3 : hidden == 33 ? 11 : hidden == 7 ? 7 : hidden == 1 ? 1 : 4;
+        }
+        Rows const rows = kRows[random.below(std::size(kRows))];
+        set_options(c, rows, random);
+        set_name(c, cell.name, rows);
+        check_case(c, 3);
+      }
+    }
+  }
+  return cases;
+}
+
+// The products over all rows sum 512 terms at a time: inputs, rows or gates beyond that take several parts.
+int check_long_sums() {
+  struct Sizes {
+    int64_t T, B, I, H;
+  };
+  constexpr Sizes kSizes[] = {{2, 3, 1100, 3}, {1, 2, 600, 5}, {5, 120, 3, 3}, {3, 400, 2, 1}, {2, 2, 5, 200}};
+  int cases = 0;
+  for (const CellName& cell : kCellNames) {
+    if (cell.kind == CellKind::rnn && cell.activation != Activation::tanh) continue;
+    for (const DtypeName& dtype : kDtypeNames) {
+      for (const Sizes& sizes : kSizes) {
+        Case c;
+        c.seed = static_cast<uint64_t>(++cases);
+        Random random(c.seed + 3000);
+        Setting& s = c.setting;
+        s.cell = cell.kind, s.activation = cell.activation;
+        c.dtype = dtype.dtype;
+        c.directions = 1 + cases % 2;
+        s.T = sizes.T, s.B = sizes.B, s.I = sizes.I, s.H = sizes.H;
+        Rows const rows = kRows[random.below(std::size(kRows))];
+        set_options(c, rows, random);
+        set_name(c, cell.name, rows);
+        check_case(c, 2);
+      }
+    }
+  }
+  return cases;
+}
+
+// More gates than forward makes at a time (2^18), in turns that differ in their number of steps.
+int check_long_sequences() {
+  int cases = 0;
+  for (Rows rows : kRows) {
+    Case c;
+    c.seed = static_cast<uint64_t>(++cases);
+    Random random(c.seed + 4000);
+    Setting& s = c.setting;
+    c.dtype = Dtype::float32;
+    c.directions = 1 + cases % 2;
+    s.reverse = cases % 4 == 2;
+    s.T = 41, s.B = 1700, s.I = s.H = 1;
+    set_options(c, rows, random);
+    c.mode = static_cast<Mode>(cases % 3);
+    set_name(c, "lstm", rows);
+    check_case(c, 1);
+  }
+  return cases;
+}
+
+}  // namespace
+
+int main() {
+  int cases = for_each_case(Backend::cpu, 6, [](const Case& c) { check_case(c, 2); });
+  cases += check_sizes() + check_long_sums() + check_long_sequences();
+  std::printf("simd equals its definition, and its own bits, in %d cases\n", cases);
+  return 0;
+}

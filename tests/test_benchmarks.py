@@ -1,0 +1,237 @@
+"""The benchmark runner: it refuses wrong results, outlives its peers, and reads back what it wrote."""
+
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("rich", reason="pip install '.[bench]'")
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from rich.console import Console
+
+import report
+import run
+import suites
+import timing
+from adapters import Unsupported, rnnkern_layer, torch_nn
+from check import compare, expected
+from results import Results, Row, paired_ratio, spread
+from suites import Data, Problem
+
+QUICK = run.Limits(budget=0.01, rounds=2)
+TINY = Problem("lstm", hidden=8, batch=2, steps=5)
+
+
+@pytest.fixture(autouse=True)
+def small_runs(monkeypatch):
+    """Few inputs; and one thread: beside other tests, a pool of two spends its time waiting at barriers."""
+    monkeypatch.setattr(run, "MOST_INPUTS", 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(problem):
+    """The same kind of problem in a size that takes no time."""
+    sizes = {"batch": 3, "steps": 6, "projection": 4}
+    return dataclasses.replace(problem, hidden=8, **{k: min(v, getattr(problem, k)) for k, v in sizes.items()})
+
+
+def measure(problems, sides, out=None):
+    results = Results.start("test", {})
+    complete = run.run_suite(problems, sides, results, QUICK, out=out)
+    return results, complete
+
+
+def peer(build):
+    return SimpleNamespace(NAME="peer", INSTALL="", load=lambda: None, build=build)
+
+
+@pytest.mark.parametrize("suite", sorted(suites.SUITES))
+def test_every_kind_of_problem_in_a_suite_is_measured(suite):
+    problems = list(dict.fromkeys(tiny(p) for p in suites.select(suite)))
+    results, complete = measure(problems, run.available(None, Console(quiet=True)))
+    assert complete
+    assert [(r.side, r.message) for r in results.rows if r.status not in ("ok", "unsupported")] == []
+    ours = [row for row in results.rows if row.side == "rnnkern"]
+    assert len(ours) == len(problems)
+    for row in ours:
+        assert len(row.samples) == 2 and all(s > 0 for s in row.samples)
+        assert row.plan
+
+
+def test_the_command_line_writes_a_file_that_reads_back_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(suites.SUITES, "quick", lambda: [TINY, dataclasses.replace(TINY, cell="gru", mode="training")])
+    out = tmp_path / "results.json"
+    assert run.main(["--suite", "quick", "--samples", "2", "--peers", "torch.nn", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "worst case" in printed and "LSTM inference H 8 B 2 T 5" in printed
+    results = Results.load(out)
+    assert results.complete and len(results.rows) == 4
+    again = tmp_path / "again.json"
+    results.save(again)
+    assert again.read_text() == out.read_text()
+    assert {"cpu", "cores", "threads", "python", "torch", "rnnkern", "precision"} <= results.environment.keys()
+
+
+def test_results_of_another_schema_are_refused(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"schema": 0, "rows": []}))
+    with pytest.raises(ValueError, match="expected results of schema 1, got 0"):
+        Results.load(path)
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_wrong_result_is_refused_and_not_timed(mode, which):
+    def build(data):
+        right = torch_nn.build(data)
+
+        def call(i):
+            results = [r.clone() for r in right(i)]
+            results[which].flatten()[-1] += 0.01
+            return results
+
+        return call
+
+    results, complete = measure([dataclasses.replace(TINY, mode=mode)], {"rnnkern": rnnkern_layer, "peer": peer(build)})
+    ours, theirs = results.rows
+    assert complete and ours.status == "ok" and ours.samples
+    assert theirs.status == "wrong" and theirs.samples == []
+    assert "is off by" in theirs.message
+
+
+def test_nan_is_a_wrong_result():
+    data = Data(TINY)
+    want = expected(data)
+    assert compare(TINY, want, want, is_peer=False) == (0.0, "")
+    broken = [torch.full_like(want[0], float("nan")), *want[1:]]
+    assert "y is off by nan" in compare(TINY, broken, want, is_peer=True)[1]
+
+
+@pytest.mark.parametrize("calls_before", [0, 1, 10])
+def test_a_peer_that_crashes_is_reported_and_the_rest_is_measured(calls_before):
+    """While it is checked, while it is warmed up, while it is timed."""
+
+    def build(data):
+        right = torch_nn.build(data)
+
+        def call(i):
+            if next(count) >= calls_before:
+                raise RuntimeError("peer has no more wishes\nsecond line")
+            return right(i)
+
+        return call
+
+    count = itertools.count()
+    results, complete = measure(
+        [TINY, dataclasses.replace(TINY, cell="gru")], {"rnnkern": rnnkern_layer, "peer": peer(build)}
+    )
+    assert complete and len(results.rows) == 4
+    for ours, theirs in (results.rows[:2], results.rows[2:]):
+        assert ours.status == "ok" and len(ours.samples) == 2
+        assert (theirs.status, theirs.message) == ("failed", "RuntimeError: peer has no more wishes")
+
+
+def test_a_peer_that_cannot_do_a_problem_says_why():
+    problem = dataclasses.replace(TINY, reset=0.5)
+    results, _ = measure([problem], {"rnnkern": rnnkern_layer, "torch.nn": torch_nn})
+    ours, theirs = results.rows
+    assert ours.status == "ok"
+    assert (theirs.status, theirs.message) == ("unsupported", "torch.nn has no reset mask")
+
+
+def test_a_peer_that_is_not_installed_is_named_with_how_to_install_it(monkeypatch):
+    def load():
+        raise ImportError("no module")
+
+    missing = SimpleNamespace(NAME="peer", INSTALL="pip install peer", load=load)
+    monkeypatch.setattr(run, "adapters", lambda: {"rnnkern": rnnkern_layer, "peer": missing})
+    console = Console(record=True, quiet=False, file=open("/dev/null", "w"))
+    assert list(run.available(None, console)) == ["rnnkern"]
+    assert "peer is not installed: pip install peer" in console.export_text()
+
+
+def test_an_interruption_keeps_what_was_measured(tmp_path):
+    def build(data):
+        if data.problem.cell == "gru":
+            raise KeyboardInterrupt
+        return torch_nn.build(data)
+
+    out = tmp_path / "results.json"
+    _, complete = measure([TINY, dataclasses.replace(TINY, cell="gru")], {"peer": peer(build)}, out)
+    assert not complete
+    kept = Results.load(out)
+    assert not kept.complete
+    assert [row.problem["cell"] for row in kept.rows] == ["lstm"] and kept.rows[0].samples
+
+
+def test_the_time_limit_ends_a_run():
+    problems = [dataclasses.replace(TINY, steps=steps) for steps in range(1, 200)]
+    results = Results.start("test", {})
+    assert run.run_suite(problems, {"torch.nn": torch_nn}, results, run.Limits(seconds=0.5))
+    assert 0 < len(results.rows) < len(problems)
+    assert not results.complete
+
+
+def test_samples_of_the_sides_are_taken_in_turn_and_inputs_rotate():
+    calls = []
+
+    def side(name):
+        def call(i):
+            calls.append((name, i))
+            time.sleep(0.005)  # longer than a sample should take: one call each
+
+        return call
+
+    timed = timing.interleave({"a": side("a"), "b": side("b")}, budget=0.25, rounds=3)
+    assert {name: (one.calls, len(one.samples)) for name, one in timed.items()} == {"a": (1, 3), "b": (1, 3)}
+    assert [i for _, i in calls] == list(range(len(calls)))
+    order = [name for name, _ in calls[-12:]]  # each sample is one untimed and one timed call
+    assert order == ["a", "a", "b", "b", "b", "b", "a", "a", "a", "a", "b", "b"]
+
+
+def test_statistics():
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 2.0)
+    assert paired_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 4.0]) == 2.0
+
+
+def test_the_table_names_the_worst_case():
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    results = Results.start("test", {})
+    for hidden, theirs in ((8, 3e-3), (16, 0.5e-3)):
+        problem = dataclasses.replace(TINY, hidden=hidden).as_dict()
+        results.rows += [Row(problem, "rnnkern", "ok", samples=[1e-3]), Row(problem, "peer", "ok", samples=[theirs])]
+    report.print_report(results, console)
+    text = console.export_text()
+    assert "3.00" in text
+    assert "worst case: 0.50× against peer: LSTM inference H 16 B 2 T 5" in text
+
+
+def test_onnxruntime_says_what_it_does_not_do():
+    pytest.importorskip("onnxruntime", reason="pip install '.[bench]'")
+    from adapters import onnxruntime_peer
+
+    with pytest.raises(Unsupported, match="inference alone"):
+        onnxruntime_peer.build(Data(dataclasses.replace(TINY, mode="training")))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(
+    "options", [{}, {"layers": 2, "bidirectional": True}, {"mode": "step", "steps": 1, "layers": 2}]
+)
+def test_onnxruntime_gets_the_same_weights(cell, options):
+    pytest.importorskip("onnxruntime", reason="pip install '.[bench]'")
+    from adapters import onnxruntime_peer
+
+    problem = dataclasses.replace(TINY, cell=cell, **options)
+    data = Data(problem)
+    assert compare(problem, onnxruntime_peer.build(data)(0), expected(data), is_peer=False)[1] == ""

@@ -1,0 +1,163 @@
+"""The cells are torch.nn's, refuse what does not fit, and give results that can be changed in place."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import rnnkern
+from comparison import assert_close, assert_equal_to_torch, outputs_and_gradients, tensors_of, to_double
+
+CASES = [
+    ("LSTMCell", {}),
+    ("LSTMCell", {"bias": False}),
+    ("GRUCell", {}),
+    ("GRUCell", {"bias": False}),
+    ("RNNCell", {}),
+    ("RNNCell", {"nonlinearity": "relu", "bias": False}),
+]
+every_case = pytest.mark.parametrize(("name", "variant"), CASES, ids=str)
+every_cell = pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
+
+
+def pair(name, dtype=torch.float64, device="cpu", **variant):
+    torch.manual_seed(0)
+    ours = getattr(rnnkern, name)(5, 8, **variant, dtype=dtype, device=device)
+    torch.manual_seed(0)
+    return ours, getattr(nn, name)(5, 8, **variant, dtype=dtype, device=device).double()
+
+
+def inputs(name, batched=True, dtype=torch.float64, device="cpu"):
+    shape = (4,) if batched else ()
+    x, h, c = (torch.randn(*shape, size, dtype=torch.float64).to(device, dtype).requires_grad_() for size in (5, 8, 8))
+    return x, (h, c) if name == "LSTMCell" else h
+
+
+@every_case
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_outputs_and_gradients_equal_torchs(name, variant, batched, dtype, device):
+    ours, theirs = pair(name, dtype, device, **variant)
+    x, hx = inputs(name, batched, dtype, device)
+    assert_equal_to_torch(ours, theirs, x, hx, dtype=dtype)
+    assert_equal_to_torch(ours, theirs, x, dtype=dtype)
+
+
+@every_case
+def test_parameters_and_repr_are_torchs(name, variant):
+    ours, theirs = pair(name, **variant)
+    assert repr(ours) == repr(theirs)
+    assert all(torch.equal(one, other) for one, other in zip(ours.parameters(), theirs.parameters(), strict=True))
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    clone = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
+    x, hx = inputs(name)
+    assert_close(clone(x, hx), theirs(x, hx))
+
+
+@every_cell
+@pytest.mark.parametrize("batched", [True, False])
+def test_results_can_be_changed_in_place(name, batched):
+    ours, theirs = pair(name)
+    x, hx = inputs(name, batched)
+    found, expected = tensors_of(ours(x, hx)), tensors_of(theirs(x, hx))
+    assert not any(result._is_view() for result in found)
+    found, expected = [t.relu_() for t in found], [t.relu() for t in expected]
+    assert_close(found, expected)
+    leaves = [x, *tensors_of(hx)]
+    assert_close(
+        torch.autograd.grad(sum(t.sum() for t in found), leaves + list(ours.parameters())),
+        torch.autograd.grad(sum(t.sum() for t in expected), leaves + list(theirs.parameters())),
+    )
+
+
+@every_cell
+def test_lists_strides_and_empty_batches_are_accepted(name):
+    ours, theirs = pair(name)
+    x, hx = inputs(name)
+    if name == "LSTMCell":
+        assert_close(ours(x, list(hx)), theirs(x, hx))
+    wide = torch.zeros(4, 11, dtype=torch.float64)
+    wide[:, 1::2] = x.detach()
+    assert_close(ours(wide[:, 1::2], hx), theirs(x, hx))
+    assert all(result.shape == (0, 8) for result in tensors_of(ours(x[:0])))
+
+
+@every_cell
+def test_a_loop_over_cells_trains_as_torchs(name):
+    ours, theirs = pair(name)
+    x = torch.randn(7, 4, 5, dtype=torch.float64)
+
+    class Loop(nn.Module):
+        def __init__(self, cell):
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x):
+            hx = None
+            for step in x:
+                hx = self.cell(step, hx)
+            return hx
+
+    assert_equal_to_torch(Loop(ours), Loop(theirs), x.requires_grad_())
+
+
+@every_cell
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_results_have_its_dtype(name, dtype):
+    ours, _ = pair(name, torch.float32)
+    x, hx = inputs(name, dtype=torch.float32)
+    with torch.autocast("cpu", dtype):
+        found = tensors_of(ours(x, hx))
+    low = copy.deepcopy(ours).to(dtype)
+    expected = low(x.to(dtype), tuple(h.to(dtype) for h in hx) if name == "LSTMCell" else hx.to(dtype))
+    assert all(torch.equal(one, other) for one, other in zip(found, tensors_of(expected), strict=True))
+    found[0].sum().backward()
+    assert ours.weight_ih.grad.dtype == torch.float32
+
+
+@every_cell
+def test_cells_compile_export_and_transform(name):
+    ours, _ = pair(name)
+    x, hx = (to_double(tree) for tree in inputs(name))
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x, hx), ours(x, hx))
+    assert_close(torch.export.export(ours, (x, hx), strict=False).module()(x, hx), ours(x, hx))
+    stacked = torch.stack([x, 2 * x])
+    found = torch.func.vmap(ours)(stacked)
+    assert_close([t[1] for t in tensors_of(found)], ours(2 * x))
+    weights = {key: 2 * value for key, value in ours.named_parameters()}
+    doubled = copy.deepcopy(ours)
+    doubled.load_state_dict(weights)
+    assert_close(torch.func.functional_call(ours, weights, (x, hx)), doubled(x, hx))
+
+
+@every_cell
+def test_double_backward(name):
+    ours, theirs = pair(name)
+    x, hx = inputs(name)
+
+    def second(cell):
+        (d_x,) = torch.autograd.grad(sum(t.square().sum() for t in tensors_of(cell(x, hx))), x, create_graph=True)
+        return torch.autograd.grad(d_x.square().sum(), [x, *tensors_of(hx), cell.weight_ih])
+
+    assert_close(second(ours), second(theirs), gradient=True)
+
+
+@every_cell
+def test_to_torch_shares_parameters(name):
+    ours, _ = pair(name)
+    back = ours.eval().to_torch()
+    assert type(back) is getattr(nn, name) and not back.training
+    assert all(one is other for one, other in zip(ours.parameters(), back.parameters(), strict=True))
+    x, hx = inputs(name)
+    assert_close(outputs_and_gradients(ours, x, hx), outputs_and_gradients(back, x, hx))
+
+
+@every_cell
+def test_a_meta_cell_knows_its_shapes(name):
+    results = tensors_of(getattr(rnnkern, name)(5, 8, device="meta")(torch.empty(4, 5, device="meta")))
+    assert all(result.is_meta and result.shape == (4, 8) for result in results)

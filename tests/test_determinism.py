@@ -1,0 +1,78 @@
+"""The same inputs and number of threads give the same bits in every process; the recurrence for any number."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rnnkern
+
+PROGRAM = """
+import hashlib, sys
+import torch, rnnkern
+
+torch.set_num_threads(int(sys.argv[1]))
+torch.use_deterministic_algorithms(True)
+digest = hashlib.sha256()
+
+def add(tensors):
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+
+for name in ("LSTM", "GRU", "RNN"):
+    for dtype in (torch.float32, torch.bfloat16):
+        for size, batch in ((33, 3), (256, 1)):
+            torch.manual_seed(0)
+            layer = getattr(rnnkern, name)(17, size, 2, bidirectional=True, dropout=0.5, zoneout=0.1, dtype=dtype)
+            x = torch.randn(9, batch, 17).to(dtype).requires_grad_()
+            y, _ = layer(x, lengths=torch.arange(9, 9 - batch, -1))
+            add([y, *torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()])])
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_fresh_processes_give_the_same_bits_forward_and_backward(threads):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM, threads], stdout=subprocess.PIPE, text=True, env=os.environ)
+        for _ in range(2)
+    ]
+    first, second = (process.communicate()[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(first.strip()) == 64
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("size", [40, 256])
+def test_the_recurrence_gives_the_same_bits_for_every_number_of_threads(name, batch, size, threads):
+    """The input is zero, so that what the BLAS library adds is exact."""
+    layer = getattr(rnnkern, name)(2, size, bidirectional=True)
+    x = torch.zeros(12, batch, 2)
+    h = torch.randn(2, batch, size)
+    hx = (h, torch.randn_like(h)) if name == "LSTM" else h
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        y, _ = layer(x, hx)
+        results.append(y)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_a_row_gives_the_same_bits_of_the_recurrence_in_every_batch(name):
+    layer = getattr(rnnkern, name)(2, 40)
+    x = torch.zeros(12, 16, 2)
+    h = torch.randn(1, 16, 40)
+
+    def run(rows):
+        hx = (h[:, rows], h[:, rows] / 2) if name == "LSTM" else h[:, rows]
+        return layer(x[:, rows], hx)[0]
+
+    whole = run(slice(None))
+    assert torch.equal(run(slice(0, 1)), whole[:, :1])
+    assert torch.equal(run(slice(5, 12)), whole[:, 5:12])

@@ -1,0 +1,240 @@
+"""The operators' kernels compute what the reference in double computes, forward and backward."""
+
+import pytest
+import torch
+
+import helpers
+from comparison import assert_close
+from helpers import CELLS, assert_equals_reference, comparable_problem, instruction_sets, named, pairwise, problem
+from rnnkern import _C, autograd, ops, reference
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+every_schedule = pytest.mark.parametrize("schedule", helpers.SCHEDULES)
+
+OPTIONS = {
+    "cell": CELLS,
+    "schedule": helpers.SCHEDULES,
+    "dtype": helpers.DTYPES,
+    "width": helpers.WIDTHS,
+    "masks": helpers.MASKS,
+    "bidirectional": (False, True),
+    "bias": (True, False),
+    "reset": helpers.RESETS,
+    "hidden_size": (1, 7, 16, 33, 64),
+    "input_size": (1, 5, 16),
+    "steps": (1, 2, 7),
+    "batch": (1, 3, 9),
+    "recompute": (False, True),
+}
+
+
+def assert_choice_equals_reference(dtype, hidden_size, recompute, **choice):
+    if dtype.itemsize == 2:  # the error of a gradient that is one number says nothing: its sum may cancel
+        hidden_size = max(hidden_size, 7)
+    assert_equals_reference(comparable_problem(dtype=dtype, hidden_size=hidden_size, **choice), recompute=recompute)
+
+
+@pytest.fixture(params=instruction_sets())
+def isa(request):
+    """Every instruction set of this machine, forced."""
+    before = _C.build_info()["cpu_isa"]
+    _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa(before)
+
+
+@pytest.mark.parametrize("choice", pairwise(seed=1, **OPTIONS), ids=named)
+def test_every_pair_of_options_equals_the_reference(choice, device):
+    assert_choice_equals_reference(**choice, device=device)
+
+
+@pytest.mark.parametrize("choice", pairwise(seed=2, **OPTIONS), ids=named)
+def test_every_instruction_set_equals_the_reference(choice, isa):
+    assert_choice_equals_reference(**choice)
+
+
+@pytest.mark.parametrize("dtype", helpers.DTYPES, ids=str)
+@every_schedule
+@every_cell
+def test_every_cell_dtype_and_schedule_equals_the_reference(cell, schedule, dtype, device):
+    assert_equals_reference(comparable_problem(cell, schedule, dtype=dtype, device=device, hidden_size=16, bidirectional=True))
+
+
+@every_cell
+def test_long_sequences_of_wide_layers_stay_within_the_tolerance(cell, device):
+    assert_equals_reference(
+        comparable_problem(cell, dtype=torch.float32, device=device, steps=60, batch=17, input_size=40, hidden_size=160)
+    )
+
+
+@pytest.mark.parametrize("dtype", helpers.DTYPES, ids=str)
+@every_cell
+def test_recomputed_gates_give_the_same_gradients(cell, dtype, device):
+    one = problem(cell, "lengths+reset", dtype=dtype, device=device, bidirectional=True, hidden_size=16)
+    outputs, gradients = one.outputs_and_gradients()
+    outputs_again, gradients_again = one.outputs_and_gradients(recompute=True)
+    assert all(map(torch.equal, outputs, outputs_again))
+    assert_close(gradients_again, gradients, dtype, gradient=True)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(0, 3), (4, 0), (0, 0)])
+@every_cell
+def test_empty_axes(cell, steps, batch, device):
+    one = problem(cell, device=device, steps=steps, batch=batch, bidirectional=True)
+    assert_equals_reference(one)
+    if steps == 0:
+        assert torch.equal(one.run()[1], one.tensors["h_0"])
+
+
+@pytest.mark.parametrize("schedule", ["lengths", "lengths+reset"])
+@every_cell
+def test_padding_gives_zero_and_gets_gradient_zero(cell, schedule, device):
+    one = problem(cell, schedule, device=device, bidirectional=True)
+    (y, *_), (d_x, *_) = one.outputs_and_gradients()
+    padding = torch.arange(5)[:, None] >= one.lengths
+    assert padding.any()
+    assert torch.equal(y[padding.to(device)], torch.zeros_like(y[padding.to(device)]))
+    assert torch.equal(d_x[padding.to(device)], torch.zeros_like(d_x[padding.to(device)]))
+
+
+@pytest.mark.parametrize("schedule", ["plain", "lengths", "reset", "lengths+reset"])
+@every_cell
+def test_a_row_gives_what_it_gives_alone(cell, schedule, device):
+    one = problem(cell, schedule, device=device, batch=6, bidirectional=True, masks="zoneout_train")
+    batch_dim = {"x": 1, "h_0": 1, "c_0": 1, "lengths": 0, "reset_mask": 1, "zoneout_h": 2, "zoneout_c": 2}
+    outputs = one.run()
+    for row in range(6):
+        alone = {
+            name: t if t is None or name not in batch_dim else t.narrow(batch_dim[name], row, 1)
+            for name, t in one.tensors.items()
+        }
+        results = helpers.replace(one, tensors=alone).run()
+        y, h_n, *rest = (out.narrow(dim, row, 1) for out, dim in zip(outputs, (1, 1, 1, 2), strict=False))
+        assert_close(results, (y, h_n, *rest))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("schedule", ["plain", "lengths", "reset"])
+@every_cell
+def test_nan_and_infinity_stay_in_their_row(cell, schedule, value, device):
+    one = problem(cell, schedule, device=device, batch=6, hidden_size=16, padding=0.0, dtype=torch.float32)
+    clean, clean_gradients = one.outputs_and_gradients()
+    for name in ("x", "h_0"):
+        one.tensors[name][:, 0] = value
+    dirty, dirty_gradients = one.outputs_and_gradients()
+    others = slice(1, None)
+    assert_close(dirty[0][:, others], clean[0][:, others], torch.float32)
+    assert_close(dirty[1][:, others], clean[1][:, others], torch.float32)
+    for found, expected in zip(dirty_gradients[:2], clean_gradients[:2], strict=True):  # of x and h_0
+        assert_close(found[:, others], expected[:, others], torch.float32, gradient=True)
+
+
+@every_cell
+def test_a_reset_replaces_a_nan_state(cell, device):
+    one = problem(cell, "reset", reset="first step", device=device)
+    expected = one.run()
+    one.tensors["h_0"].fill_(float("nan"))
+    assert all(map(torch.equal, one.run(), expected))
+
+
+@pytest.mark.parametrize("schedule", ["plain", "lengths+reset", "packed"])
+@every_cell
+def test_strides_and_offsets_do_not_matter(cell, schedule, device):
+    def awkward(tensor):
+        wide = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1] + 1)
+        wide[..., 1::2] = tensor
+        return wide[..., 1::2]
+
+    one = problem(cell, schedule, device=device, bidirectional=True, masks="recurrent+zoneout_train")
+    expected, expected_gradients = one.outputs_and_gradients()
+    outputs, gradients = one.converted(awkward).outputs_and_gradients()
+    assert all(map(torch.equal, outputs, expected))
+    assert all(map(torch.equal, gradients, expected_gradients))
+
+
+@pytest.mark.parametrize("schedule", helpers.SCHEDULES)
+@every_cell
+def test_the_same_call_gives_the_same_bits(cell, schedule, device):
+    one = problem(cell, schedule, device=device, dtype=torch.float32, hidden_size=33, batch=9, bidirectional=True)
+    first, second = one.outputs_and_gradients(), one.outputs_and_gradients()
+    for before, after in zip(first, second, strict=True):
+        assert all(map(torch.equal, before, after))
+
+
+# One input feature: its product has nothing to sum, so that every bit is the recurrence's.
+@pytest.mark.parametrize(("batch", "hidden_size"), [(9, 48), (1, 320)])
+@pytest.mark.parametrize("dtype", helpers.DTYPES, ids=str)
+@every_cell
+def test_the_recurrence_has_the_same_bits_for_every_number_of_threads(cell, dtype, batch, hidden_size, threads):
+    one = problem(cell, dtype=dtype, steps=6, batch=batch, input_size=1, hidden_size=hidden_size, bidirectional=True)
+    states = 2 if cell == "lstm" else 1
+    threads(1)
+    outputs, (_, *gradients) = one.outputs_and_gradients()
+    for count in (2, 3):
+        threads(count)
+        outputs_again, (_, *gradients_again) = one.outputs_and_gradients()
+        assert all(map(torch.equal, outputs_again, outputs))
+        assert all(map(torch.equal, gradients_again[:states], gradients[:states]))  # of the initial states
+
+
+@pytest.mark.parametrize("schedule", ["plain", "lengths+reset", "packed+reset"])
+@every_cell
+def test_members_of_an_ensemble_give_what_they_give_alone(cell, schedule, device):
+    members = [problem(cell, schedule, device=device, bidirectional=True, masks="recurrent") for _ in range(3)]
+    if schedule == "packed+reset":  # one set of batch sizes for all
+        members = [helpers.replace(members[0], tensors={**members[0].tensors, "x": m.tensors["x"]}) for m in members[:1]] + [
+            members[0].converted(lambda t: t.flip(0) if t.is_floating_point() else t)
+        ]
+    stacked = {
+        name: [torch.stack(w) for w in zip(*(m.tensors["weights"] for m in members), strict=True)]
+        if name == "weights"
+        else value
+        if value is None or name == "batch_sizes"
+        else torch.stack([m.tensors[name] for m in members])
+        for name, value in members[0].tensors.items()
+    }
+    options = ops.Options(0.0, cell, True, 1, ensemble=True, save=True, recompute=False, want_cells=True)
+    tensors = (*(value for name, value in stacked.items() if name != "weights"), *stacked["weights"])
+    results = ops.forward(options, tensors)
+    alone = [member.run() for member in members]
+    assert_close(results[: len(alone[0])], [torch.stack(r) for r in zip(*alone, strict=True)])
+
+
+@pytest.mark.parametrize("needed", range(7))
+@every_cell
+def test_only_what_is_needed_is_computed(cell, needed, device):
+    one = problem(cell, device=device)
+    tensors = (*(value for name, value in one.tensors.items() if name != "weights"), *one.tensors["weights"])
+    options = ops.Options(0.0, cell, False, 1, False, True, False, True)
+    y, h_n, _, cells, gates = ops.forward(options, tensors)
+    needs = [place == needed for place in range(7)]
+    if needed == 2 and cell != "lstm":
+        needs[0] = True
+    gradients = ops.backward(options, needs, (torch.ones_like(y), None, None, None), (y, cells, gates), tensors)
+    every = [True, True, cell == "lstm", *[True] * 4]
+    expected = ops.backward(options, every, (torch.ones_like(y), None, None, None), (y, cells, gates), tensors)
+    for gradient, wanted, full, there in zip(gradients, needs, expected, every, strict=True):
+        if wanted and there:
+            assert_close(gradient, full, gradient=True)
+        else:
+            assert gradient.numel() == 0
+
+
+@every_cell
+def test_nothing_is_kept_without_a_gradient(cell, device):
+    one = problem(cell, device=device)
+    tensors = (*(value for name, value in one.tensors.items() if name != "weights"), *one.tensors["weights"])
+    options = ops.Options(0.0, cell, False, 1, False, save=False, recompute=False, want_cells=False)
+    y, h_n, c_n, cells, gates = ops.forward(options, tensors)
+    assert cells.numel() == gates.numel() == 0
+    assert (c_n.numel() == 0) == (cell != "lstm")
+    assert_close([y, h_n], one.run(reference.layer)[:2])
+
+
+@every_cell
+def test_cell_states_are_given_where_they_are_wanted(cell, device):
+    one = problem(cell, device=device)
+    arguments = {**one.tensors, **one.options}
+    assert autograd.layer(**arguments)[3] is None
+    wanted = autograd.layer(**arguments, want_cells=True)[3]
+    assert (wanted is not None) == (cell == "lstm")

@@ -1,0 +1,121 @@
+"""What the library says about itself: build, strategies, and how a call would run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnkern
+from rnnkern import ops
+
+X = torch.zeros(6, 4, 5)
+
+
+def test_the_build_names_what_it_was_made_of():
+    info = rnnkern.build_info()
+    assert set(info) == {"version", "torch", "cuda", "cuda_archs", "cpu_isas", "cpu_isa"}
+    assert info["version"] == rnnkern.__version__
+    assert info["torch"] == torch.__version__
+    assert info["cpu_isa"] in info["cpu_isas"] and "portable" in info["cpu_isas"]
+    assert bool(info["cuda_archs"]) == (info["cuda"] is not None)
+
+
+def test_strategies_are_those_compiled_in():
+    strategies = rnnkern.strategies()
+    assert strategies[0] == "simd"
+    assert ("stepwise" in strategies) == (rnnkern.build_info()["cuda"] is not None)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_a_plan_counts_every_layer_and_what_is_kept(name):
+    layer = getattr(rnnkern, name)(5, 8, 3, bidirectional=True)
+    plan = rnnkern.plan(layer, X)
+    assert plan["backend"] == "cpu" and plan["strategy"] == "simd"
+    assert len(plan["layers"]) == 3
+    assert plan["bytes"] == max(one["bytes"] for one in plan["layers"]) > 0
+    assert plan["floor_us"] == sum(one["floor_us"] for one in plan["layers"]) > 0
+    assert plan["saved_bytes"] == 3 * 2 * 6 * 4 * 8 * ops.SAVED[layer.cell] * 4
+    assert set(plan["rejected"]) == set(rnnkern.strategies()) - {"simd"}
+    with torch.no_grad():
+        assert rnnkern.plan(layer, X)["saved_bytes"] == 0
+    assert rnnkern.plan(layer.double(), X.double())["saved_bytes"] == 2 * plan["saved_bytes"]
+    recomputing = getattr(rnnkern, name)(5, 8, 3, bidirectional=True, recompute=True)
+    assert rnnkern.plan(recomputing, X)["saved_bytes"] == 0
+
+
+def test_a_plan_takes_every_kind_of_input():
+    layer = rnnkern.GRU(5, 8)
+    expected = rnnkern.plan(layer, X)
+    first = rnnkern.GRU(5, 8, batch_first=True)
+    assert rnnkern.plan(first, X.transpose(0, 1)) == expected
+    assert rnnkern.plan(first, X[:, 0]) == rnnkern.plan(layer, X[:, 0]) == rnnkern.plan(layer, X[:, :1])
+    packed = rnnkern.plan(layer, pack_padded_sequence(X, [6, 4, 3, 1]))
+    assert packed["saved_bytes"] == expected["saved_bytes"] * 14 // 24
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rnnkern.plan(layer, X)["saved_bytes"] == expected["saved_bytes"] // 2
+
+
+def test_a_plan_says_what_runs_the_reference_and_what_a_cell_is():
+    (note,) = rnnkern.plan(rnnkern.LSTM(5, 8), X)["notes"]
+    assert "double backward" in note and "jvp" in note and "reference" in note
+    _, note = rnnkern.plan(rnnkern.LSTMCell(5, 8), X[0])["notes"]
+    assert "cell" in note
+    assert rnnkern.plan(rnnkern.RNNCell(5, 8), X[0, 0])["strategy"] == "simd"
+
+
+def test_a_plan_refuses_another_input_size():
+    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size. Expected 7, got 5"):
+        rnnkern.plan(rnnkern.LSTM(7, 8), X)
+
+
+def test_explain_prints_the_plan():
+    layer = rnnkern.LSTM(5, 8, 2)
+    plan, text = rnnkern.plan(layer, X), rnnkern.explain(layer, X)
+    assert text.startswith("LSTM(5, 8, num_layers=2) on cpu\n")
+    for part in (plan["strategy"], f"{plan['bytes']:,} bytes", f"{plan['saved_bytes']:,} bytes", *plan["notes"]):
+        assert part in text
+    for name, reason in plan["rejected"].items():
+        assert f"not {name}: {reason}" in text
+
+
+def test_a_forced_strategy_holds_inside_the_block_alone():
+    layer = rnnkern.GRU(5, 8)
+    expected = layer(X)[0]
+    with rnnkern.strategy("simd"):
+        assert rnnkern.plan(layer, X)["strategy"] == "simd"
+        assert torch.equal(layer(X)[0], expected)
+        with rnnkern.strategy("simd"):
+            pass
+        layer(X)[0].sum().backward()
+    with pytest.raises(KeyError), rnnkern.strategy("simd"):
+        raise KeyError
+    layer(X)
+
+
+def run_with(**environment):
+    program = (
+        "import torch, rnnkern\n"
+        "try:\n"
+        "    rnnkern.GRU(5, 8)(torch.zeros(6, 4, 5))\n"
+        "    print(rnnkern.build_info()['cpu_isa'])\n"
+        "except ValueError as error:\n"
+        "    print('ValueError', error)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_the_environment_forces_a_strategy_and_an_instruction_set():
+    known = ", ".join(rnnkern.strategies())
+    assert run_with(RNNKERN_FORCE_STRATEGY="magic") == f"ValueError strategy: expected one of {known}, got 'magic'"
+    assert run_with(RNNKERN_FORCE_STRATEGY="simd", RNNKERN_CPU_ISA="portable") == "portable"
+
+
+@pytest.mark.skipif(rnnkern.build_info()["cuda"] is None, reason="built without CUDA")
+def test_a_strategy_of_another_backend_leaves_the_cpu_alone():
+    with rnnkern.strategy("stepwise"):
+        assert rnnkern.plan(rnnkern.GRU(5, 8), X)["strategy"] == "simd"
