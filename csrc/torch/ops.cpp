@@ -35,7 +35,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
   Tensor const h_n = at::empty(layer.shape({directions, batch, size}), options);
   Tensor const c_n = has_cell ? at::empty(layer.shape({directions, batch, hidden}), options) : absent();
   Tensor const cells = has_cell && (want_cells || save) ? at::empty(layer.sequence_shape(hidden), options) : absent();
-  Tensor const gates = keep_gates ? at::empty(layer.sequence_shape(problem.saved_size()), options) : absent();
+  // Rows past a length are never written: zeros there, so that equal calls give equal results.
+  Tensor const gates = !keep_gates ? absent()
+                       : lengths   ? at::zeros(layer.sequence_shape(problem.saved_size()), options)
+                                   : at::empty(layer.sequence_shape(problem.saved_size()), options);
   for (int64_t i = 0; i < problem.groups; ++i) {
     Group& group = layer.groups[i];
     group.y = writable(layer.y_part(y, i));
