@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnnkern import ops, reference
-from rnnkern.ops import WEIGHTS, Options
+from rnnkern.ops import WEIGHTS, Options, Tensors
 
 # All that is used of torch's private names.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -63,7 +63,7 @@ def layer(
     differentiable = _needs_gradient(tensors)
     if torch.compiler.is_compiling():  # what traces must see the operator itself
         options = Options(zoneout, cell, bidirectional, heads, False, differentiable, recompute, want_cells)
-        results = ops.forward(options, tensors)
+        results: tuple[Tensor, ...] = ops.forward(options, tensors)
     else:
         save = differentiable or _transforms_active()
         options = Options(zoneout, cell, bidirectional, heads, False, save, recompute, want_cells)
@@ -74,7 +74,7 @@ def layer(
     return y, h_n, c_n, cells if want_cells else None
 
 
-def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
+def _needs_gradient(tensors: Tensors) -> bool:
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
@@ -82,7 +82,7 @@ def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     return False
 
 
-def _forward(options: Options, tensors: Sequence[Tensor | None], differentiable: bool) -> tuple[Tensor, ...]:
+def _forward(options: Options, tensors: Tensors, differentiable: bool) -> tuple[Tensor, ...]:
     """The forward operator in the form that suits who is differentiating."""
     if _transforms_active():
         return LayerForwardFunctional.apply(options, *tensors)
@@ -93,7 +93,7 @@ def _forward(options: Options, tensors: Sequence[Tensor | None], differentiable:
 
 
 def _backward(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """The backward operator likewise; `tensors`: gradients of the four results, `y`, `cells`, `gates`, then forward's."""
+    """The backward operator likewise; `tensors`: `d_y, d_h_n, d_c_n, d_cells, y, cells, gates`, then forward's."""
     if _transforms_active():
         return LayerBackwardFunctional.apply(options, needs, *tensors)
     if _needs_gradient(tensors) or (_dual_level() and _forward_mode_enabled()):
@@ -125,7 +125,7 @@ class LayerForward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
 
-        def function_of(tensors: Sequence[Tensor | None], places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
+        def function_of(tensors: Tensors, places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
             return lambda *values: _reference(ctx.options, _replaced(tensors, places, values))
 
         results = _jvp(function_of, ctx.saved_tensors, tangents)
@@ -134,7 +134,7 @@ class LayerForward(torch.autograd.Function):
 
 
 class LayerBackward(torch.autograd.Function):
-    """`apply(options, needs, d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors)` -> gradients of `x, h_0, c_0, *weights`.
+    """`apply(options, needs, d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors)` -> `d_x, d_h_0, d_c_0, *d_weights`.
 
     `y`, `cells` and `gates` are functions of the other tensors: derivatives are with respect to those alone.
     """
@@ -167,7 +167,7 @@ class LayerBackward(torch.autograd.Function):
         return tuple(next(found) if wanted else None for wanted in ctx.needs)
 
 
-def _keep_for_backward(ctx: Any, options: Options, tensors: Sequence[Tensor | None], results: Sequence[Tensor]) -> None:
+def _keep_for_backward(ctx: Any, options: Options, tensors: Tensors, results: Sequence[Tensor]) -> None:
     y, _, c_n, cells, gates = results
     lstm = options.cell == "lstm"
     one_step = ops.steps(options, tensors) == 1  # Note [T == 1]
@@ -189,7 +189,7 @@ def _keep_for_double_backward(
     ctx: Any,
     options: Options,
     needs: Sequence[bool],
-    tensors: Sequence[Tensor | None],
+    tensors: Tensors,
     gradients: Sequence[Tensor],
 ) -> None:
     ctx.options = options
@@ -208,19 +208,16 @@ def _spread(needs: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor 
 # --- by the reference formula: derivatives that no kernel computes --------------------------------------------------
 
 
-def _reference(options: Options, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def _reference(options: Options, tensors: Tensors) -> tuple[Tensor, ...]:
     """`(y, h_n)`, with an LSTM `(y, h_n, c_n, cells)`."""
-    results = reference.layer(
-        tensors[0], tensors[WEIGHTS:], *tensors[1:WEIGHTS], options.zoneout,
-        cell=options.cell, bidirectional=options.bidirectional, heads=options.heads, ensemble=options.ensemble,
-    )  # fmt: skip
+    arguments = (tensors[0], tensors[WEIGHTS:], *tensors[1:WEIGHTS], options.zoneout)
+    named = {name: getattr(options, name) for name in ("cell", "bidirectional", "heads", "ensemble")}
+    results = reference.layer(*arguments, **named)
     return tuple(r for r in results if r is not None)
 
 
-def _reference_gradients(
-    ctx: Any, tensors: Sequence[Tensor | None], places: Sequence[int]
-) -> Callable[..., tuple[Tensor, ...]]:
-    """The backward operator as a function of `tensors[places]`; `tensors`: gradients of the four results, then forward's."""
+def _reference_gradients(ctx: Any, tensors: Tensors, places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
+    """The backward operator as a function of `tensors[places]`; `tensors`: `d_y, d_h_n, d_c_n, d_cells`, then forward's."""
     inputs = [4 + p for p in (0, 1, 2, *range(WEIGHTS, len(tensors) - 4))]
     wanted = [p for p, need in zip(inputs, ctx.needs, strict=True) if need]
 
@@ -239,11 +236,12 @@ def _reference_gradients(
 def _vjp(
     function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]]:
-    """The function's results, and what takes gradients of those to gradients of the primals, zero where there is none."""
+    """The function's results, and what takes their gradients to the primals' gradients, zero where there is none."""
     if _transforms_active():
-        return torch.func.vjp(function, *primals)
-    # Outside of transforms by torch.autograd, as torch.func refuses to run under hooks on saved tensors. Every primal gets
-    # a node of its own: one may depend on another through the graph outside, which is not differentiated here.
+        results, pullback = torch.func.vjp(function, *primals)
+        return results, pullback
+    # Outside of transforms by torch.autograd, as torch.func refuses to run under hooks on saved tensors. Every primal
+    # gets a node of its own: one may depend on another through the graph outside, which is not differentiated here.
     with torch.enable_grad():
         inputs = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in primals]
         results = function(*inputs)
@@ -260,9 +258,9 @@ def _vjp(
 
 
 def _jvp(
-    function_of: Callable[[Sequence[Tensor | None], Sequence[int]], Callable[..., tuple[Tensor, ...]]],
-    tensors: Sequence[Tensor | None],
-    tangents: Sequence[Tensor | None],
+    function_of: Callable[[Tensors, Sequence[int]], Callable[..., tuple[Tensor, ...]]],
+    tensors: Tensors,
+    tangents: Tensors,
 ) -> tuple[Tensor, ...]:
     """The vjp of the vjp, which is linear in its cotangent: forward mode cannot be nested inside forward mode.
 
@@ -283,7 +281,7 @@ def _replaced(tensors: Sequence[Any], places: Sequence[int], values: Sequence[An
     return result
 
 
-def _dense(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _dense(gradients: Tensors, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Zeros for what is None."""
     return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(gradients, like, strict=True))
 
@@ -365,7 +363,7 @@ def _check_batch_sizes(dim: int | None) -> None:
         raise ValueError("batch_sizes: expected one tensor for the whole of a vmap, got a batched one")
 
 
-def _foldable(options: Options, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> bool:
+def _foldable(options: Options, tensors: Tensors, dims: Sequence[int | None]) -> bool:
     """Whether the vmapped dimension can become part of the batch: packed rows and members' weights cannot."""
     shared = all(dim is None for dim in dims[WEIGHTS:])
     return shared and not options.ensemble and tensors[5] is None
@@ -379,7 +377,7 @@ def _leading(tensor: Tensor, dim: int | None, to: int, size: int) -> Tensor:
 
 
 def _fold(
-    tensors: Sequence[Tensor | None], dims: Sequence[int | None], batch_dims: Sequence[int | None], size: int
+    tensors: Tensors, dims: Sequence[int | None], batch_dims: Sequence[int | None], size: int
 ) -> list[Tensor | None]:
     """`[..., B, ...]` vmapped -> `[..., V * B, ...]`; the weights stay."""
     batch_dims = (*batch_dims, *(None,) * (len(tensors) - len(batch_dims)))
@@ -394,15 +392,13 @@ def _unfold(
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     dims = tuple(dim if known else None for known, dim in zip(there, batch_dims, strict=True))
     unfolded = (
-        r if dim is None else r.unflatten(dim, (size, r.shape[dim] // size)) for r, dim in zip(results, dims, strict=True)
+        r if d is None else r.unflatten(d, (size, r.shape[d] // size)) for r, d in zip(results, dims, strict=True)
     )
     return tuple(unfolded), dims
 
 
-def _stack(
-    tensors: Sequence[Tensor | None], dims: Sequence[int | None], ensemble: bool, size: int, keep: int
-) -> list[Tensor | None]:
-    """Every tensor but the one at `keep` with the vmapped dimension in front, one with the ensemble's if there is one."""
+def _stack(tensors: Tensors, dims: Sequence[int | None], ensemble: bool, size: int, keep: int) -> list[Tensor | None]:
+    """Every tensor but the one at `keep` with the vmapped dimension in front, merged with the ensemble's if there is one."""
     members = [
         t if t is None or place == keep else _leading(t, dim, 0, size)
         for place, (t, dim) in enumerate(zip(tensors, dims, strict=True))
@@ -436,9 +432,9 @@ def _forward_kernel(x, weights, *arguments):
 
 
 def _backward_kernel(d_y, d_h_n, d_c_n, d_cells, x, weights, *arguments):
-    *arguments, recompute, y, cells, gates, needs = arguments
-    tensors = (x, *arguments[: WEIGHTS - 1], *weights)
-    options = Options(*arguments[WEIGHTS - 1 :], save=True, recompute=recompute, want_cells=False)
+    *rest, recompute, y, cells, gates, needs = arguments
+    tensors = (x, *rest[: WEIGHTS - 1], *weights)
+    options = Options(*rest[WEIGHTS - 1 :], True, recompute, False)
     d_x, d_h_0, d_c_0, *d_weights = _backward(
         options, tuple(needs), d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors
     )

@@ -8,7 +8,7 @@ not a tensor as `Options`. `reference.layer` says what each of them means.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from rnnkern.reference import GATES
 layer_forward = torch.ops.rnnkern.layer_forward.default
 layer_backward = torch.ops.rnnkern.layer_backward.default
 
+Tensors: TypeAlias = Sequence[Any]  # each a Tensor or, where it is optional, None
 WEIGHTS = 9  # where the weights begin in `tensors`
 SAVED = {"rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1, "lstm": 4, "gru": 4, "gru_v1": 3}  # K of gates [D, T, B, K*H]
 
@@ -36,7 +37,7 @@ class Options(NamedTuple):
     want_cells: bool
 
 
-def forward(options: Options, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward(options: Options, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`(y, h_n, c_n, cells, gates)`; what there is not is empty."""
     return layer_forward(tensors[0], tensors[WEIGHTS:], *tensors[1:WEIGHTS], *options)
 
@@ -44,9 +45,9 @@ def forward(options: Options, tensors: Sequence[Tensor | None]) -> tuple[Tensor,
 def backward(
     options: Options,
     needs: Sequence[bool],
-    d_outputs: Sequence[Tensor | None],
-    kept: Sequence[Tensor | None],
-    tensors: Sequence[Tensor | None],
+    d_outputs: Tensors,
+    kept: Tensors,
+    tensors: Tensors,
 ) -> tuple[Tensor, ...]:
     """Gradients of `(x, h_0, c_0, *weights)`, empty where `needs` is false.
 
@@ -62,7 +63,7 @@ def backward(
     return d_x, d_h_0, d_c_0, *d_weights
 
 
-def steps(options: Options, tensors: Sequence[Tensor | None]) -> int:
+def steps(options: Options, tensors: Tensors) -> int:
     x, batch_sizes = tensors[0], tensors[5]
     return batch_sizes.shape[0] if batch_sizes is not None else x.shape[1 if options.ensemble else 0]
 
@@ -90,9 +91,7 @@ def _layer_forward_fake(
         [*members, directions, *rows, hidden],
         [*members, directions, *rows, SAVED[cell] * hidden],
     )
-    return tuple(
-        x.new_empty(shape if there else [0]) for shape, there in zip(shapes, present(options), strict=True)
-    )
+    return tuple(x.new_empty(shape if there else [0]) for shape, there in zip(shapes, present(options), strict=True))
 
 
 @torch.library.register_fake("rnnkern::layer_backward")
@@ -101,7 +100,6 @@ def _layer_backward_fake(
     zoneout_c, zoneout, cell, bidirectional, heads, ensemble, recompute, y, cells, gates, needs,
 ):  # fmt: skip
     d_x, d_h_0, d_c_0, *d_weights = (
-        x.new_empty(tensor.shape if need else [0])
-        for tensor, need in zip((x, h_0, c_0, *weights), needs, strict=True)
+        x.new_empty(tensor.shape if need else [0]) for tensor, need in zip((x, h_0, c_0, *weights), needs, strict=True)
     )
     return d_x, d_h_0, d_c_0, d_weights

@@ -28,7 +28,7 @@ GATES = {"rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1, "lstm": 4, "gru": 3, "g
 
 
 def recurrent_product(h: Tensor, w_hh: Tensor, heads: int) -> Tensor:
-    """``h [B, R]`` times the recurrent weight ``[G*H, R / heads]``; with heads, row ``(gate, j)`` sees its head's slice."""
+    """``h [B, R]`` times the recurrent weight ``[G*H, R / heads]``; a head's rows see its slice of ``h``."""
     if heads == 1:
         return h @ w_hh.t()
     size = w_hh.shape[1]
@@ -54,7 +54,7 @@ def lstm_cell(
 def gru_cell(
     gates_x: Tensor, h: Tensor, operand: Tensor, w_hh: Tensor, b_hh: Tensor, heads: int, reset_after: bool
 ) -> Tensor:
-    """Cho et al. 2014; ``reset_after`` is the variant of cuDNN and torch: ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``."""
+    """Cho et al. 2014. ``reset_after``, as in cuDNN and torch: ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``."""
     x_r, x_z, x_n = gates_x.chunk(3, 1)
     split = 2 * w_hh.shape[0] // 3
     h_rz = recurrent_product(operand, w_hh[:split], heads) + b_hh[:split]
@@ -88,14 +88,15 @@ def layer(
 
     Args:
         x: ``[T, B, I]``, or ``[rows, I]`` with ``batch_sizes``.
-        weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, R / heads]``, then ``b_ih``, ``b_hh`` ``[G*H]`` if there are
-            biases, then ``w_hr [P, H]`` if there is a projection.
+        weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, R / heads]``, then ``b_ih``, ``b_hh`` ``[G*H]`` if
+            there are biases, then ``w_hr [P, H]`` if there is a projection.
         h_0, c_0: ``[D, B, R]`` and ``[D, B, H]``.
         lengths: ``[B]`` integers; row ``b`` is live at ``t`` while ``t < lengths[b]``.
         reset_mask: bool ``[T, B]`` (packed ``[rows]``): a new segment starts at ``t``.
         batch_sizes: ``[T]`` on the CPU, as in a ``PackedSequence``.
         recurrent_mask: ``[D, B, R]``, multiplies ``h`` before the recurrent product.
-        zoneout_h, zoneout_c: bool ``[D, T, B, R]`` and ``[D, T, B, H]`` (packed ``[D, rows, …]``): true keeps the old value.
+        zoneout_h, zoneout_c: bool ``[D, T, B, R]`` and ``[D, T, B, H]`` (packed ``[D, rows, …]``): true keeps
+            the old value.
         zoneout: without masks, the share of the old value that is kept (evaluation).
         ensemble: every tensor but ``batch_sizes`` has a leading dimension ``N``, and so have the results.
 
@@ -191,26 +192,27 @@ def _packed(x, weights, h_0, c_0, reset_mask, batch_sizes, recurrent_mask, zoneo
     live = torch.arange(batch, device=x.device) < sizes[:, None]  # [T, B], row-major = packed order
     place = torch.where(live, torch.cumsum(live.flatten(), 0).view_as(live) - 1, 0)
 
-    def pad(rows: Tensor | None, dim: int = 0) -> Tensor | None:
-        return None if rows is None else rows.index_select(dim, place.flatten()).unflatten(dim, live.shape)
+    def pad(rows: Tensor, dim: int = 0) -> Tensor:
+        return rows.index_select(dim, place.flatten()).unflatten(dim, live.shape)
 
     y, h_n, c_n, cells = layer(
-        pad(x), weights, h_0, c_0, live.sum(0), pad(reset_mask), None, recurrent_mask,
-        pad(zoneout_h, 1), pad(zoneout_c, 1), zoneout, **options,
+        pad(x), weights, h_0, c_0, live.sum(0), None if reset_mask is None else pad(reset_mask), None, recurrent_mask,
+        None if zoneout_h is None else pad(zoneout_h, 1), None if zoneout_c is None else pad(zoneout_c, 1), zoneout,
+        **options,
     )  # fmt: skip
     return y[live], h_n, c_n, None if cells is None else cells[:, live]
 
 
-def _ensemble(x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, *masks_and_zoneout, **options):
-    *masks, zoneout = masks_and_zoneout
-
+def _ensemble(
+    x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, zoneout, **options
+):  # fmt: skip
     def member(tensor: Tensor | None, n: int) -> Tensor | None:
         return None if tensor is None else tensor[n]
 
     results = [
         layer(
-            x[n], [w[n] for w in weights], h_0[n], member(c_0, n), member(lengths, n), member(reset_mask, n), batch_sizes,
-            *(member(m, n) for m in masks), zoneout, **options,
+            x[n], [w[n] for w in weights], h_0[n], member(c_0, n), member(lengths, n), member(reset_mask, n),
+            batch_sizes, member(recurrent_mask, n), member(zoneout_h, n), member(zoneout_c, n), zoneout, **options,
         )
         for n in range(x.shape[0])
     ]  # fmt: skip

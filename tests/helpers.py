@@ -96,7 +96,7 @@ def problem(
     proj_size=None,
     padding=float("nan"),
 ):
-    """Fresh random tensors; `torch.manual_seed` decides them. Lengths have a zero and a full one, padding is `padding`."""
+    """Fresh random tensors; `torch.manual_seed` decides them. Lengths have a zero and a full one."""
 
     def normal(*shape, scale=1.0):
         return (torch.randn(*shape, dtype=torch.float64) * scale).to(dtype).to(device)
@@ -107,7 +107,7 @@ def problem(
     state = (proj_size or max(1, hidden_size // 2)) if projected else hidden_size
     directions = 2 if bidirectional else 1
     gate_size = reference.GATES[cell] * hidden_size
-    scale = 1 / (hidden_size / heads + input_size) ** 0.5  # gates of about one: saturated ones have no gradient to compare
+    scale = 1 / (hidden_size / heads + input_size) ** 0.5  # gates of about one; saturated ones have little gradient
     weights = []
     for _ in range(directions):
         weights += [normal(gate_size, input_size, scale=scale), normal(gate_size, state // heads, scale=scale)]
@@ -219,9 +219,7 @@ def pairwise(seed=0, **values):
     chosen = []
     while missing:
         required = dict(generator.choice(sorted(missing, key=str)))
-        candidates = [
-            {name: required.get(name, generator.choice(values[name])) for name in names} for _ in range(40)
-        ]
+        candidates = [{name: required.get(name, generator.choice(values[name])) for name in names} for _ in range(40)]
         chosen.append(max(candidates, key=lambda choice: len(pairs(choice) & missing)))
         missing -= pairs(chosen[-1])
     return chosen

@@ -43,7 +43,7 @@ def random_problem(cell):
 
 
 # relu's states have no bound, and float16 overflows at such weights. The values for float32 and float64 are not covered:
-# there kernels sum in the dtype itself, which costs more than rounding the operands does.
+# kernels sum those in the dtype itself, which costs more than rounding the operands.
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_no_tolerance_is_more_than_twice_the_error_of_rounding_alone(dtype):
     errors = []
