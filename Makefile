@@ -27,7 +27,7 @@ build: $(VENV)/.stamp-test
 	$(BUILD_ENV) $(BIN)/python setup.py -q build_ext --inplace
 
 test: build
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure -j 2
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: build $(VENV)/.stamp-bench
@@ -61,7 +61,7 @@ SANITIZE_ENV = LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $
 sanitize: $(VENV)/.stamp-test
 	RNNKERN_BUILD_DIR=$(SANITIZED)/objects RNNKERN_CUDA=0 CMAKE_ARGS="-DRNNKERN_SANITIZE=ON -DRNNKERN_TESTS=ON" \
 		$(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/package
-	$(BIN)/ctest --test-dir $(SANITIZED)/objects --output-on-failure
+	$(BIN)/ctest --test-dir $(SANITIZED)/objects --output-on-failure -j 2
 	cd $(SANITIZED) && $(SANITIZE_ENV) $(BIN)/python -c \
 		"import rnnkern._C as module; assert module.__file__.startswith('$(SANITIZED)'), module.__file__"
 	$(SANITIZE_ENV) $(BIN)/pytest $(PYTEST_ARGS) $(SANITIZE_TESTS)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnnkern import ops, reference
+from rnnkern import batching, ops, reference
 from rnnkern.ops import WEIGHTS, Options, Tensors
 
 # All that is used of torch's private names.
@@ -134,7 +134,7 @@ class LayerForward(torch.autograd.Function):
 
 
 class LayerBackward(torch.autograd.Function):
-    """`apply(options, needs, d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors)` -> `d_x, d_h_0, d_c_0, *d_weights`.
+    """`apply(options, needs, d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors)` -> `d_x, d_h_0, d_c_0, *...`.
 
     `y`, `cells` and `gates` are functions of the other tensors: derivatives are with respect to those alone.
     """
@@ -217,7 +217,7 @@ def _reference(options: Options, tensors: Tensors) -> tuple[Tensor, ...]:
 
 
 def _reference_gradients(ctx: Any, tensors: Tensors, places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
-    """The backward operator as a function of `tensors[places]`; `tensors`: `d_y, d_h_n, d_c_n, d_cells`, then forward's."""
+    """The backward operator as a function of `tensors[places]`; `tensors`: the results' gradients, then forward's."""
     inputs = [4 + p for p in (0, 1, 2, *range(WEIGHTS, len(tensors) - 4))]
     wanted = [p for p, need in zip(inputs, ctx.needs, strict=True) if need]
 
@@ -238,8 +238,7 @@ def _vjp(
 ) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]]:
     """The function's results, and what takes their gradients to the primals' gradients, zero where there is none."""
     if _transforms_active():
-        results, pullback = torch.func.vjp(function, *primals)
-        return results, pullback
+        return torch.func.vjp(function, *primals)  # type: ignore[return-value]
     # Outside of transforms by torch.autograd, as torch.func refuses to run under hooks on saved tensors. Every primal
     # gets a node of its own: one may depend on another through the graph outside, which is not differentiated here.
     with torch.enable_grad():
@@ -288,11 +287,6 @@ def _dense(gradients: Tensors, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 # --- under transforms of torch.func ---------------------------------------------------------------------------------
 
-# The batch dimension of `tensors`, and of what backward takes before them: d_y, d_h_n, d_c_n, d_cells, y, cells, gates.
-_BATCH_DIM = (1, 1, 1, 0, 1, None, 1, 2, 2)
-_RESULT_BATCH_DIM = (1, 1, 1, 2)
-_KEPT_BATCH_DIM = (1, 2, 2)
-
 
 class LayerForwardFunctional(torch.autograd.Function):
     """`LayerForward` for `torch.func`."""
@@ -314,15 +308,15 @@ class LayerForwardFunctional(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: Options, *tensors: Tensor | None) -> tuple[Any, Any]:
         dims = in_dims[1:]
-        _check_batch_sizes(dims[5])
+        batching.check_batch_sizes(dims[5])
         there = ops.present(options)
-        if _foldable(options, tensors, dims):
-            batch = _fold(tensors, dims, _BATCH_DIM, info.batch_size)
+        if batching.foldable(options, tensors, dims):
+            batch = batching.fold(tensors, dims, batching.TENSORS, info.batch_size)
             results = _forward(options, batch, _needs_gradient(batch))
-            return _unfold(results, there, (*_RESULT_BATCH_DIM, 2), info.batch_size)
-        members = _stack(tensors, dims, options.ensemble, info.batch_size, keep=5)
+            return batching.unfold(results, there, (*batching.RESULTS, 2), info.batch_size)
+        members = batching.stack(tensors, dims, options.ensemble, info.batch_size, keep=5)
         results = _forward(options._replace(ensemble=True), members, _needs_gradient(members))
-        return _unstack(results, there, options.ensemble, info.batch_size)
+        return batching.unstack(results, there, options.ensemble, info.batch_size)
 
 
 class LayerBackwardFunctional(torch.autograd.Function):
@@ -347,76 +341,15 @@ class LayerBackwardFunctional(torch.autograd.Function):
         info: Any, in_dims: tuple[Any, ...], options: Options, needs: Sequence[bool], *tensors: Tensor | None
     ) -> tuple[Any, Any]:
         dims = in_dims[2:]
-        _check_batch_sizes(dims[7 + 5])
+        batching.check_batch_sizes(dims[7 + 5])
         # A folded batch would sum the gradients of shared weights over the vmapped dimension.
-        if _foldable(options, tensors[7:], dims[7:]) and not any(needs[3:]):
-            batch_dims = (*_RESULT_BATCH_DIM, *_KEPT_BATCH_DIM, *_BATCH_DIM)
-            gradients = _backward(options, needs, *_fold(tensors, dims, batch_dims, info.batch_size))
-            return _unfold(gradients, needs, (1,) * len(needs), info.batch_size)
-        members = _stack(tensors, dims, options.ensemble, info.batch_size, keep=7 + 5)
+        if batching.foldable(options, tensors[7:], dims[7:]) and not any(needs[3:]):
+            batch_dims = (*batching.RESULTS, *batching.KEPT, *batching.TENSORS)
+            gradients = _backward(options, needs, *batching.fold(tensors, dims, batch_dims, info.batch_size))
+            return batching.unfold(gradients, needs, (1,) * len(needs), info.batch_size)
+        members = batching.stack(tensors, dims, options.ensemble, info.batch_size, keep=7 + 5)
         gradients = _backward(options._replace(ensemble=True), needs, *members)
-        return _unstack(gradients, needs, options.ensemble, info.batch_size)
-
-
-def _check_batch_sizes(dim: int | None) -> None:
-    if dim is not None:
-        raise ValueError("batch_sizes: expected one tensor for the whole of a vmap, got a batched one")
-
-
-def _foldable(options: Options, tensors: Tensors, dims: Sequence[int | None]) -> bool:
-    """Whether the vmapped dimension can become part of the batch: packed rows and members' weights cannot."""
-    shared = all(dim is None for dim in dims[WEIGHTS:])
-    return shared and not options.ensemble and tensors[5] is None
-
-
-def _leading(tensor: Tensor, dim: int | None, to: int, size: int) -> Tensor:
-    """The vmapped dimension moved to `to`, made where there is none."""
-    if dim is not None:
-        return tensor.movedim(dim, to)
-    return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
-
-
-def _fold(
-    tensors: Tensors, dims: Sequence[int | None], batch_dims: Sequence[int | None], size: int
-) -> list[Tensor | None]:
-    """`[..., B, ...]` vmapped -> `[..., V * B, ...]`; the weights stay."""
-    batch_dims = (*batch_dims, *(None,) * (len(tensors) - len(batch_dims)))
-    return [
-        t if t is None or to is None else _leading(t, dim, to, size).flatten(to, to + 1)
-        for t, dim, to in zip(tensors, dims, batch_dims, strict=True)
-    ]
-
-
-def _unfold(
-    results: Sequence[Tensor], there: Sequence[bool], batch_dims: Sequence[int], size: int
-) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    dims = tuple(dim if known else None for known, dim in zip(there, batch_dims, strict=True))
-    unfolded = (
-        r if d is None else r.unflatten(d, (size, r.shape[d] // size)) for r, d in zip(results, dims, strict=True)
-    )
-    return tuple(unfolded), dims
-
-
-def _stack(tensors: Tensors, dims: Sequence[int | None], ensemble: bool, size: int, keep: int) -> list[Tensor | None]:
-    """Every tensor but the one at `keep` with the vmapped dimension in front, merged with the ensemble's if there is one."""
-    members = [
-        t if t is None or place == keep else _leading(t, dim, 0, size)
-        for place, (t, dim) in enumerate(zip(tensors, dims, strict=True))
-    ]
-    if ensemble:
-        members = [t if t is None or place == keep else t.flatten(0, 1) for place, t in enumerate(members)]
-    return members
-
-
-def _unstack(
-    results: Sequence[Tensor], there: Sequence[bool], ensemble: bool, size: int
-) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    dims = tuple(0 if known else None for known in there)
-    if ensemble:
-        results = [
-            r.unflatten(0, (size, r.shape[0] // size)) if known else r for r, known in zip(results, there, strict=True)
-        ]
-    return tuple(results), dims
+        return batching.unstack(gradients, needs, options.ensemble, info.batch_size)
 
 
 # --- the Autograd kernels -------------------------------------------------------------------------------------------
@@ -434,7 +367,7 @@ def _forward_kernel(x, weights, *arguments):
 def _backward_kernel(d_y, d_h_n, d_c_n, d_cells, x, weights, *arguments):
     *rest, recompute, y, cells, gates, needs = arguments
     tensors = (x, *rest[: WEIGHTS - 1], *weights)
-    options = Options(*rest[WEIGHTS - 1 :], True, recompute, False)
+    options = Options._make((*rest[WEIGHTS - 1 :], True, recompute, False))
     d_x, d_h_0, d_c_0, *d_weights = _backward(
         options, tuple(needs), d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors
     )

@@ -5,6 +5,7 @@ import itertools
 import random
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 
 import rnnkern
@@ -18,6 +19,11 @@ SCHEDULES = ("plain", "lengths", "reset", "lengths+reset", "packed", "packed+res
 WIDTHS = ("plain", "heads", "projection")
 MASKS = ("none", "recurrent", "zoneout_train", "zoneout_eval", "recurrent+zoneout_train")
 RESETS = ("3 %", "first step", "all")
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+two_cells = pytest.mark.parametrize("cell", ["lstm", "gru"])
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+some_schedules = pytest.mark.parametrize("schedule", ["plain", "lengths+reset", "packed+reset"])
 
 
 @dataclass
@@ -192,6 +198,26 @@ def _moves_little(one, expected):
     return all(error(*pair) <= ceiling for pair in zip(outputs, expected[0], strict=True)) and all(
         error(*pair) <= reference.GRADIENT_FACTOR * ceiling for pair in zip(gradients, expected[1], strict=True)
     )
+
+
+tiny = functools.partial(problem, steps=3, batch=2, input_size=2, hidden_size=2, padding=0.0)
+
+
+def requiring_gradients(tensors):
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def loss(outputs):
+    """A number that depends on every result in its own way, and not linearly."""
+    return sum((place + 1) * (out * out).sum() + out.sin().sum() for place, out in enumerate(outputs))
+
+
+def by_kernels(one):
+    return lambda *inputs: one.run(inputs=inputs)
+
+
+def by_reference(one):
+    return lambda *inputs: one.run(reference.layer, inputs)
 
 
 def assert_equals_reference(one: Problem, **options):

@@ -5,11 +5,18 @@ import torch
 
 import helpers
 from comparison import assert_close
-from helpers import CELLS, assert_equals_reference, comparable_problem, instruction_sets, named, pairwise, problem
+from helpers import (
+    CELLS,
+    assert_equals_reference,
+    comparable_problem,
+    every_cell,
+    every_schedule,
+    instruction_sets,
+    named,
+    pairwise,
+    problem,
+)
 from rnnkern import _C, autograd, ops, reference
-
-every_cell = pytest.mark.parametrize("cell", CELLS)
-every_schedule = pytest.mark.parametrize("schedule", helpers.SCHEDULES)
 
 OPTIONS = {
     "cell": CELLS,
@@ -152,7 +159,7 @@ def test_strides_and_offsets_do_not_matter(cell, schedule, device):
     assert all(map(torch.equal, gradients, expected_gradients))
 
 
-@pytest.mark.parametrize("schedule", helpers.SCHEDULES)
+@every_schedule
 @every_cell
 def test_the_same_call_gives_the_same_bits(cell, schedule, device):
     one = problem(cell, schedule, device=device, dtype=torch.float32, hidden_size=33, batch=9, bidirectional=True)

@@ -42,7 +42,7 @@ def random_problem(cell):
     return x, weights, h_0, c_0 if cell == "lstm" else None
 
 
-# relu's states have no bound, and float16 overflows at such weights. The values for float32 and float64 are not covered:
+# relu's states have no bound, and float16 overflows at such weights. The values of float32 and float64 are left out:
 # kernels sum those in the dtype itself, which costs more than rounding the operands.
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_no_tolerance_is_more_than_twice_the_error_of_rounding_alone(dtype):

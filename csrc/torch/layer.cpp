@@ -1,8 +1,6 @@
 #include "layer.h"
 
 #include <ATen/core/TensorBody.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <cstdlib>
@@ -53,7 +51,7 @@ class Checker {
  public:
   Checker(const Tensor& x, Layer& layer) : x_(x), layer_(layer) {}
 
-  Tensor operator()(const Tensor& tensor, const char* name, std::vector<int64_t> shape, at::ScalarType dtype) const {
+  Tensor operator()(const Tensor& tensor, const char* name, Shape shape, at::ScalarType dtype) const {
     if (layer_.ensemble) shape.insert(shape.begin(), layer_.members);
     TORCH_CHECK_VALUE(tensor.sizes() == shape, name, ": expected shape ", at::IntArrayRef(shape), ", got ",
                       tensor.sizes());
@@ -66,7 +64,7 @@ class Checker {
     layer_.owned.push_back(dense ? tensor : tensor.contiguous());
     return layer_.owned.back();
   }
-  Tensor operator()(const Tensor& tensor, const char* name, std::vector<int64_t> shape) const {
+  Tensor operator()(const Tensor& tensor, const char* name, Shape shape) const {
     return (*this)(tensor, name, std::move(shape), x_.scalar_type());
   }
 
@@ -127,13 +125,13 @@ void check_batch_sizes(const Tensor& sizes, int64_t batch, int64_t rows) {
 
 }  // namespace
 
-std::vector<int64_t> Layer::shape(std::initializer_list<int64_t> sizes) const {
-  std::vector<int64_t> all(sizes);
+Shape Layer::shape(std::initializer_list<int64_t> sizes) const {
+  Shape all(sizes);
   if (ensemble) all.insert(all.begin(), members);
   return all;
 }
 
-std::vector<int64_t> Layer::sequence_shape(int64_t width) const {
+Shape Layer::sequence_shape(int64_t width) const {
   return packed ? shape({directions, problem.rows, width}) : shape({directions, problem.steps, problem.batch, width});
 }
 
@@ -201,11 +199,11 @@ Layer::Layer(const LayerArguments& arguments) {
 
   owned.reserve(size_t(count) + 10);
   Checker const check(x, *this);
-  auto optional = [&](const OptionalTensor& tensor, const char* name, std::vector<int64_t> shape,
+  auto optional = [&](const OptionalTensor& tensor, const char* name, Shape shape,
                       at::ScalarType dtype) {
     return tensor && tensor->defined() ? check(*tensor, name, std::move(shape), dtype) : Tensor();
   };
-  auto const rows = [&](std::vector<int64_t> before, std::vector<int64_t> after) {
+  auto const rows = [&](Shape before, Shape after) {
     if (packed)
       before.push_back(problem.rows);
     else

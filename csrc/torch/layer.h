@@ -1,6 +1,7 @@
 // A layer's tensors, checked and turned into the core's problem and groups; used by the two operators and by `step`.
 #pragma once
 
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 
 #include <string_view>
@@ -10,6 +11,8 @@
 #include "../core/types.h"
 
 namespace rnnkern {
+
+using Shape = at::DimVector;
 
 // The arguments that both operators share, as reference.py documents them.
 struct LayerArguments {
@@ -41,9 +44,9 @@ struct Layer {
   explicit Layer(const LayerArguments& arguments);
 
   // [N?] then `sizes`.
-  std::vector<int64_t> shape(std::initializer_list<int64_t> sizes) const;
+  Shape shape(std::initializer_list<int64_t> sizes) const;
   // [N?, D, T, B, width] or [N?, D, rows, width].
-  std::vector<int64_t> sequence_shape(int64_t width) const;
+  Shape sequence_shape(int64_t width) const;
 
   // The group's part of a tensor [N?, D, rows, width]; null if it is empty or absent.
   const void* part(const at::Tensor& tensor, int64_t group, int64_t elements) const;

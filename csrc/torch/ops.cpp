@@ -1,6 +1,7 @@
 // The two operators: check (layer.cpp), allocate, call the core. Their fakes are in rnnkern/ops.py, their autograd in
 // rnnkern/autograd.py.
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "layer.h"
@@ -68,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   int64_t const directions = layer.directions, members = layer.members;
 
   // Gradients come dense or are made so; a shape that is not the result's would be read out of bounds.
-  auto const dense = [&](const Tensor& tensor, const char* name, std::vector<int64_t> shape) {
+  auto const dense = [&](const Tensor& tensor, const char* name, Shape shape) {
     TORCH_CHECK_VALUE(tensor.sizes() == shape, name, ": expected shape ", at::IntArrayRef(shape), ", got ",
                       tensor.sizes());
     TORCH_CHECK_TYPE(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(), ", got ",
@@ -77,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     layer.owned.push_back(tensor.contiguous());
     return layer.owned.back();
   };
-  auto const gradient = [&](const OptionalTensor& tensor, const char* name, std::vector<int64_t> shape) {
+  auto const gradient = [&](const OptionalTensor& tensor, const char* name, Shape shape) {
     return tensor && tensor->defined() ? dense(*tensor, name, std::move(shape)) : Tensor();
   };
   bool const has_cell = facts(problem.cell).has_cell, sequences = problem.steps > 1;

@@ -51,7 +51,6 @@ void check_plan(const Problem& p, int threads) {
   expect(made.split != Split::rows || p.batch * p.groups >= made.workers, "some workers have no row", where);
   expect(made.bytes > 0, "no memory", where);
   expect(made.floor_us > 0, "no time", where);
-  expect(same(made, plan(p, threads)), "the same problem has two plans", where);
   expect(made.rejected.size() + 1 == strategies().size(), "a strategy is neither chosen nor rejected", where);
   for (const auto& [strategy, reason] : made.rejected) {
     expect(strategy != made.strategy && !reason.empty(), strategy + " is rejected without a reason", where);

@@ -188,7 +188,7 @@ class BackwardSweep {
   RNNKERN_INLINE V d_state(Row& row, int64_t unit, int n, const C* sums) const {
     V product = load<V>(sums);
     if (row.mask) product = product * load<V>(row.mask + unit, n);
-    return product + load<V>(row.carry[0] + unit);
+    return product + load<V>(row.carry[0] + unit, n);
   }
   RNNKERN_INLINE V d_h(Row& row, int64_t unit, int n, const C* sums) const {
     V const d = d_state(row, unit, n, sums);
@@ -210,6 +210,7 @@ class BackwardSweep {
     return old;
   }
 
+  // The carry is read in the unit's own lanes alone: with heads, those beyond may be another worker's to write.
   RNNKERN_INLINE void carry(Row& row, int which, int64_t unit, int n, V value) const {
     store(row.carry[which] + unit, row.cut ? V(C(0)) : value, n);
   }
@@ -232,7 +233,7 @@ class BackwardSweep {
     V old_c(C(0));
     if constexpr (is_lstm) {
       state[1] = load<V>(row.state[1] + unit, n);
-      d_out[1] = load<V>(row.carry[1] + unit);
+      d_out[1] = load<V>(row.carry[1] + unit, n);
       if (row.d_cells) d_out[1] = d_out[1] + load<V>(row.d_cells + unit, n);
       old_c = unzone(d_out[1], row.zone_c, unit, n);
     }
@@ -290,7 +291,7 @@ class BackwardSweep {
     store(d_operand_at(row, 2, 0, panel.head, unit), d_r, n);
     store(row.h_operand + unit, operand, n);
     store(row.reset_operand + unit, r * operand, n);
-    carry(row, 0, unit, n, load<V>(row.carry[0] + unit) + d_operand);
+    carry(row, 0, unit, n, load<V>(row.carry[0] + unit, n) + d_operand);
   }
 
   const Cell cell_;

@@ -1,0 +1,79 @@
+"""What `torch.vmap` makes of the operators' arguments: a larger batch, or an ensemble.
+
+Where the weights are shared, the vmapped dimension `V` becomes part of the batch (*fold*). Where they are not, every
+tensor gets it in front, and the operator runs its members as groups (*stack*).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rnnkern.ops import WEIGHTS, Options, Tensors
+
+# The batch dimension of `tensors`, of the four results, and of what backward reads of them: y, cells, gates.
+TENSORS = (1, 1, 1, 0, 1, None, 1, 2, 2)
+RESULTS = (1, 1, 1, 2)
+KEPT = (1, 2, 2)
+
+
+def check_batch_sizes(dim: int | None) -> None:
+    if dim is not None:
+        raise ValueError("batch_sizes: expected one tensor for the whole of a vmap, got a batched one")
+
+
+def foldable(options: Options, tensors: Tensors, dims: Sequence[int | None]) -> bool:
+    """Whether the vmapped dimension can become part of the batch: packed rows and members' weights cannot."""
+    shared = all(dim is None for dim in dims[WEIGHTS:])
+    return shared and not options.ensemble and tensors[5] is None
+
+
+def _leading(tensor: Tensor, dim: int | None, to: int, size: int) -> Tensor:
+    """The vmapped dimension moved to `to`, made where there is none."""
+    if dim is not None:
+        return tensor.movedim(dim, to)
+    return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
+
+
+def fold(
+    tensors: Tensors, dims: Sequence[int | None], batch_dims: Sequence[int | None], size: int
+) -> list[Tensor | None]:
+    """`[..., B, ...]` vmapped -> `[..., V * B, ...]`; the weights stay."""
+    batch_dims = (*batch_dims, *(None,) * (len(tensors) - len(batch_dims)))
+    return [
+        t if t is None or to is None else _leading(t, dim, to, size).flatten(to, to + 1)
+        for t, dim, to in zip(tensors, dims, batch_dims, strict=True)
+    ]
+
+
+def unfold(
+    results: Sequence[Tensor], there: Sequence[bool], batch_dims: Sequence[int], size: int
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    dims = tuple(dim if known else None for known, dim in zip(there, batch_dims, strict=True))
+    unfolded = (
+        r if d is None else r.unflatten(d, (size, r.shape[d] // size)) for r, d in zip(results, dims, strict=True)
+    )
+    return tuple(unfolded), dims
+
+
+def stack(tensors: Tensors, dims: Sequence[int | None], ensemble: bool, size: int, keep: int) -> list[Tensor | None]:
+    """Every tensor but the one at `keep` with the vmapped dimension in front, merged with an ensemble's."""
+    members = [
+        t if t is None or place == keep else _leading(t, dim, 0, size)
+        for place, (t, dim) in enumerate(zip(tensors, dims, strict=True))
+    ]
+    if ensemble:
+        members = [t if t is None or place == keep else t.flatten(0, 1) for place, t in enumerate(members)]
+    return members
+
+
+def unstack(
+    results: Sequence[Tensor], there: Sequence[bool], ensemble: bool, size: int
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    dims = tuple(0 if known else None for known in there)
+    if ensemble:
+        results = [
+            r.unflatten(0, (size, r.shape[0] // size)) if known else r for r, known in zip(results, there, strict=True)
+        ]
+    return tuple(results), dims
