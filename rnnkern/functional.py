@@ -353,7 +353,7 @@ def _draw(
 
 
 def kernel_alone() -> bool:
-    """Whether a call without gradients may skip torch's dispatcher: nothing compiles, casts, transforms or watches it."""
+    """Whether a call without gradients may skip the dispatcher: nothing compiles, casts, transforms or watches it."""
     return not (
         torch.compiler.is_compiling()
         or _autocast_enabled()

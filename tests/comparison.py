@@ -63,7 +63,7 @@ def random_like(tensors):
 
 
 def without_cudnn():
-    """torch.nn without cuDNN, which refuses backward in eval mode and double backward; TF32 stays off, as in conftest."""
+    """torch.nn without cuDNN, which refuses backward in eval mode and double backward; TF32 stays off."""
     return torch.backends.cudnn.flags(enabled=False, allow_tf32=False)
 
 
