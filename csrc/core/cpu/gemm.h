@@ -55,7 +55,7 @@ class PackedGemm {
     for (int64_t k_0 = 0; k_0 < k; k_0 += kDepth) pack_block(k_0, worker, workers);
   }
   void rows(int64_t first, int64_t count, T* out, int worker, int workers) const {
-    for (int64_t k_0 = 0; k_0 < k; k_0 += kDepth) multiply_block(k_0, first, count, out, worker, workers);
+    for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth) multiply_block(k_0, first, count, out, worker, workers);
   }
 
  private:
