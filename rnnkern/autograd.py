@@ -22,16 +22,13 @@ from torch.autograd import forward_ad
 
 from rnnkern import batching, ops, reference
 from rnnkern.ops import WEIGHTS, Options, Tensors
-
-# All that is used of torch's private names.
-_below_autograd = torch._C._AutoDispatchBelowAutograd
-_transforms_active = torch._C._are_functorch_transforms_active
-_forward_mode_enabled = torch._C._is_fwd_grad_enabled
-_set_forward_mode = forward_ad._set_fwd_grad_enabled
-
-
-def _dual_level() -> bool:
-    return forward_ad._current_level >= 0
+from rnnkern.torch_private import (
+    below_autograd,
+    dual_level,
+    forward_mode_enabled,
+    set_forward_mode,
+    transforms_active,
+)
 
 
 def layer(
@@ -65,7 +62,7 @@ def layer(
         options = Options(zoneout, cell, bidirectional, heads, False, differentiable, recompute, want_cells)
         results: tuple[Tensor, ...] = ops.forward(options, tensors)
     else:
-        save = differentiable or _transforms_active()
+        save = differentiable or transforms_active()
         options = Options(zoneout, cell, bidirectional, heads, False, save, recompute, want_cells)
         results = _forward(options, tensors, differentiable)
     y, h_n, c_n, cells, _ = results
@@ -84,21 +81,21 @@ def _needs_gradient(tensors: Tensors) -> bool:
 
 def _forward(options: Options, tensors: Tensors, differentiable: bool) -> tuple[Tensor, ...]:
     """The forward operator in the form that suits who is differentiating."""
-    if _transforms_active():
+    if transforms_active():
         return LayerForwardFunctional.apply(options, *tensors)
-    if differentiable or (_dual_level() and _forward_mode_enabled()):
+    if differentiable or (dual_level() and forward_mode_enabled()):
         return LayerForward.apply(options, *tensors)
-    with _below_autograd():
+    with below_autograd():
         return ops.forward(options, tensors)
 
 
 def _backward(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """The backward operator likewise; `tensors`: `d_y, d_h_n, d_c_n, d_cells, y, cells, gates`, then forward's."""
-    if _transforms_active():
+    if transforms_active():
         return LayerBackwardFunctional.apply(options, needs, *tensors)
-    if _needs_gradient(tensors) or (_dual_level() and _forward_mode_enabled()):
+    if _needs_gradient(tensors) or (dual_level() and forward_mode_enabled()):
         return LayerBackward.apply(options, needs, *tensors)
-    with _below_autograd():
+    with below_autograd():
         return ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
 
 
@@ -107,10 +104,10 @@ class LayerForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: Options, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with _below_autograd():
+        with below_autograd():
             results = ops.forward(options, tensors)
         _keep_for_backward(ctx, options, tensors, results)
-        if _dual_level():
+        if dual_level():
             ctx.save_for_forward(*tensors)
         return results
 
@@ -141,10 +138,10 @@ class LayerBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with _below_autograd():
+        with below_autograd():
             gradients = ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
         _keep_for_double_backward(ctx, options, needs, tensors, gradients)
-        if _dual_level():
+        if dual_level():
             ctx.save_for_forward(*tensors[:4], *tensors[7:])
         return gradients
 
@@ -237,7 +234,7 @@ def _vjp(
     function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]]:
     """The function's results, and what takes their gradients to the primals' gradients, zero where there is none."""
-    if _transforms_active():
+    if transforms_active():
         return torch.func.vjp(function, *primals)  # type: ignore[return-value]
     # Outside of transforms by torch.autograd, as torch.func refuses to run under hooks on saved tensors. Every primal
     # gets a node of its own: one may depend on another through the graph outside, which is not differentiated here.
@@ -265,7 +262,7 @@ def _jvp(
 
     torch turns forward mode off around a Function's `jvp`: an outer `jvp` would silently be zero.
     """
-    with _set_forward_mode(True):
+    with set_forward_mode(True):
         tensors = [t if t is None or not t.is_floating_point() else forward_ad.unpack_dual(t).primal for t in tensors]
         places = [place for place, tangent in enumerate(tangents) if tangent is not None]
         results, pullback = _vjp(function_of(tensors, places), [tensors[p] for p in places])
@@ -293,7 +290,7 @@ class LayerForwardFunctional(torch.autograd.Function):
 
     @staticmethod
     def forward(options: Options, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with _below_autograd():
+        with below_autograd():
             return ops.forward(options, tensors)
 
     @staticmethod
@@ -324,7 +321,7 @@ class LayerBackwardFunctional(torch.autograd.Function):
 
     @staticmethod
     def forward(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with _below_autograd():
+        with below_autograd():
             return ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
 
     @staticmethod

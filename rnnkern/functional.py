@@ -11,17 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import autograd, checks
 from rnnkern.reference import GATES
+from rnnkern.torch_private import autocast_enabled, dispatch_modes, dual_level, transforms_active
 
 _PLAIN = (Tensor, Parameter)
-_transforms_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_autocast_enabled = torch._C._is_any_autocast_enabled
 
 State = Any  # a tensor, or the pair (h, c) of an LSTM
 
@@ -355,11 +352,7 @@ def _draw(
 def kernel_alone() -> bool:
     """Whether a call without gradients may skip the dispatcher: nothing compiles, casts, transforms or watches it."""
     return not (
-        torch.compiler.is_compiling()
-        or _autocast_enabled()
-        or _transforms_active()
-        or _dispatch_modes()
-        or forward_ad._current_level >= 0
+        torch.compiler.is_compiling() or autocast_enabled() or transforms_active() or dispatch_modes() or dual_level()
     )
 
 

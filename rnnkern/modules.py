@@ -12,15 +12,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.modules.module import (
-    _global_backward_hooks,
-    _global_backward_pre_hooks,
-    _global_forward_hooks,
-    _global_forward_pre_hooks,
-)
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import _C, checks, functional
+from rnnkern.torch_private import GLOBAL_HOOKS
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -164,10 +159,7 @@ class Recurrent(torch.nn.RNNBase):
             or self._forward_pre_hooks
             or self._backward_hooks
             or self._backward_pre_hooks
-            or _global_forward_hooks
-            or _global_forward_pre_hooks
-            or _global_backward_hooks
-            or _global_backward_pre_hooks
+            or any(GLOBAL_HOOKS)
             or (self.training and (self.dropout or self.recurrent_dropout or self.weight_dropout or self.zoneout))
             or not functional.kernel_alone()
         )
