@@ -159,14 +159,14 @@ Layer::Layer(const LayerArguments& arguments) {
   problem.heads = arguments.heads;
 
   int64_t const lead = ensemble;  // dimensions before a member's own
-  TORCH_CHECK_VALUE(x.dim() == lead + (packed ? 2 : 3), "input: expected ", lead + (packed ? 2 : 3),
-                    " dimensions, got ", x.dim());
+  int64_t const dimensions = lead + (packed || arguments.one_step ? 2 : 3);
+  TORCH_CHECK_VALUE(x.dim() == dimensions, "input: expected ", dimensions, " dimensions, got ", x.dim());
   TORCH_CHECK_VALUE(arguments.h_0.dim() == lead + 3, "h_0: expected ", lead + 3, " dimensions, got ",
                     arguments.h_0.dim());
   members = ensemble ? x.size(0) : 1;
   problem.input_size = x.size(-1);
   problem.batch = arguments.h_0.size(lead + 1);
-  problem.steps = packed ? arguments.batch_sizes->numel() : x.size(lead);
+  problem.steps = packed ? arguments.batch_sizes->numel() : arguments.one_step ? 1 : x.size(lead);
   problem.rows = packed ? x.size(lead) : problem.steps * problem.batch;
   int64_t const count = int64_t(arguments.weights.size());
   weights_per_direction = count / directions;
@@ -199,8 +199,7 @@ Layer::Layer(const LayerArguments& arguments) {
 
   owned.reserve(size_t(count) + 10);
   Checker const check(x, *this);
-  auto optional = [&](const OptionalTensor& tensor, const char* name, Shape shape,
-                      at::ScalarType dtype) {
+  auto optional = [&](const OptionalTensor& tensor, const char* name, Shape shape, at::ScalarType dtype) {
     return tensor && tensor->defined() ? check(*tensor, name, std::move(shape), dtype) : Tensor();
   };
   auto const rows = [&](Shape before, Shape after) {
@@ -211,7 +210,7 @@ Layer::Layer(const LayerArguments& arguments) {
     before.insert(before.end(), after.begin(), after.end());
     return before;
   };
-  Tensor const input = check(x, "input", rows({}, {in}));
+  Tensor const input = check(x, "input", arguments.one_step ? Shape{batch, in} : rows({}, {in}));
   Tensor const h_0 = check(arguments.h_0, "h_0", {directions, batch, size});
   bool const has_cell = facts(problem.cell).has_cell;
   TORCH_CHECK_VALUE(has_cell == (arguments.c_0 && arguments.c_0->defined()), "c_0: expected ",

@@ -31,6 +31,7 @@ struct LayerArguments {
   bool bidirectional;
   int64_t heads;
   bool ensemble;
+  bool one_step = false;  // x is [B, I]
 };
 
 // Sizes, pointers and the tensors that own them. Groups are member-major: member * directions + direction.

@@ -82,10 +82,10 @@ std::tuple<Tensor, Tensor, OptionalTensor> step(const Tensor& x, const std::vect
   auto const state = [&](const Tensor& all, int64_t l) { return num_layers == 1 ? all : all.narrow(0, l, 1); };
   Tensor output = x;
   for (int64_t l = 0; l < num_layers; ++l) {
-    Tensor const input = output.unsqueeze(0), h = state(h_0, l);
+    Tensor const input = output, h = state(h_0, l);
     OptionalTensor const c = c_0 ? OptionalTensor(state(*c_0, l)) : std::nullopt;
     Layer layer({input, at::TensorList(weights.data() + l * per_layer, per_layer), h, c, none, none, none, none, none,
-                 none, zoneout, cell, false, heads, false});
+                 none, zoneout, cell, false, heads, false, true});
     int64_t const batch = layer.problem.batch, size = layer.problem.state_size(), bytes = x.element_size();
     output = at::empty({batch, size}, x.options());
     Group& group = layer.groups[0];

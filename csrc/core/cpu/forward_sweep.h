@@ -12,6 +12,7 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct ForwardBuffers {
   using C = compute_t<T>;
+  const T *w_first = nullptr, *w_second = nullptr;
   PanelSet<C> first, second;               // second: the projection, or gru_v1's candidate
   C *bias_x = nullptr, *bias_h = nullptr;  // [G][H], with room for a vector beyond; bias_h only where the cell splits
   T* gates = nullptr;                      // [rows][gates_stride]: gates_x, overwritten by what the cell saves
@@ -107,14 +108,14 @@ class ForwardSweep {
   }
 
   void run(int stage, int first, int last) {
+    if (stage == 1)
+      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
-      if (stage == 0) return run_panels(buffers_.first, first, last, row_, live_, [&](auto&&... a) { gate(a...); });
-      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
-      run_panels(buffers_.second, first, last, row_, live_, [&](auto&&... a) { candidate(a...); });
+      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, first, last, [&](auto&&... a) { gate(a...); });
+      run_stage(buffers_.second, buffers_.w_second, first, last, [&](auto&&... a) { candidate(a...); });
     } else {
-      if (stage == 0) return run_panels(buffers_.first, first, last, row_, live_, [&](auto&&... a) { step(a...); });
-      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
-      run_panels(buffers_.second, first, last, row_, live_, [&](auto&&... a) { project(a...); });
+      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, first, last, [&](auto&&... a) { step(a...); });
+      run_stage(buffers_.second, buffers_.w_second, first, last, [&](auto&&... a) { project(a...); });
     }
   }
 
@@ -155,6 +156,12 @@ class ForwardSweep {
 
  private:
   using Row = ForwardRow<T>;
+
+  template <class Finish>
+  RNNKERN_INLINE void run_stage(const PanelSet<C>& set, const T* weight, int first, int last, Finish finish) {
+    if (set.data) return run_panels(set, first, last, row_, live_, finish);
+    if (live_ > 0) run_unpacked(set, first, last, weight, row_[0], finish);
+  }
 
   void prepare_rebuild(const Rebuild& scratch, int64_t t, int64_t b) {
     int64_t const at = time_.row(t, b), place = live_ * buffers_.pitch;

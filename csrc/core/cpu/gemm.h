@@ -36,7 +36,11 @@ class PackedGemm {
 
   bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
 
-  int64_t panel_elements() const { return panel_count() * kWidth * (keep_panels ? k : std::min(k, kDepth)); }
+  // A single row: the panels would be used once.
+  bool unpacked() const { return keep_panels && m == 1 && b.transposed; }
+  int64_t panel_elements() const {
+    return unpacked() ? 0 : panel_count() * kWidth * (keep_panels ? k : std::min(k, kDepth));
+  }
   int64_t partial_elements() const { return !std::is_same_v<T, C> && k > kDepth ? m * panel_count() * kWidth : 0; }
   int64_t strip_elements() const { return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes; }
 
@@ -52,7 +56,7 @@ class PackedGemm {
 
   // The same in two steps, for some rows at a time; the caller waits in between. `out` is where row `first` goes.
   void pack(int worker, int workers) const {
-    for (int64_t k_0 = 0; k_0 < k; k_0 += kDepth) pack_block(k_0, worker, workers);
+    for (int64_t k_0 = 0; k_0 < k && !unpacked(); k_0 += kDepth) pack_block(k_0, worker, workers);
   }
   void rows(int64_t first, int64_t count, T* out, int worker, int workers) const {
     for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth) multiply_block(k_0, first, count, out, worker, workers);
@@ -134,10 +138,23 @@ class PackedGemm {
     const C* const panel = panel_at(p, k_0, depth);
     for (int64_t r = 0; r < rows; r += kTile) {
       int const count = int(std::min<int64_t>(kTile, rows - r));
-      tile_table<C>.at[kColumns][count](panel, depth, strip.row + r, strip.stride, sums);
+      if (unpacked()) {
+        multiply_unpacked(strip.row[0], p, k_0, depth, sums);
+      } else {
+        tile_table<C>.at[kColumns][count](panel, depth, strip.row + r, strip.stride, sums);
+      }
       for (int i = 0; i < count; ++i)
         for (int j = 0; j < kColumns; ++j)
           finish(out, at + r + i, p, j, load<V>(sums + (i * kColumns + j) * V::lanes), k_0, k_0 + depth >= k);
+    }
+  }
+
+  void multiply_unpacked(const C* row, int64_t p, int64_t k_0, int64_t depth, C* sums) const {
+    for (int j = 0; j < kColumns; ++j) {
+      int64_t const column = p * kWidth + j * V::lanes;
+      int const count = int(std::clamp<int64_t>(n - column, 0, V::lanes));
+      product_unpacked<C, T>([&](int lane) { return b.data + (column + lane) * b.stride + k_0; }, count, depth, row,
+                             sums + j * V::lanes);
     }
   }
 

@@ -15,10 +15,14 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
+  bool const packed = !states || problem.rows > 1;
   buffers.first = PanelSet<C>::make(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
-                                    projection ? problem.proj_size : head, rows_together);
-  if (two_stage_gru) buffers.second = PanelSet<C>::make(platform, hidden, problem.heads, 1, head, rows_together);
-  if (projection) buffers.second = PanelSet<C>::make(platform, problem.proj_size, 1, 1, hidden, rows_together);
+                                    projection ? problem.proj_size : head, rows_together, packed);
+  if (two_stage_gru)
+    buffers.second = PanelSet<C>::make(platform, hidden, problem.heads, 1, head, rows_together, packed);
+  if (projection) buffers.second = PanelSet<C>::make(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
+  buffers.w_first = static_cast<const T*>(group.w_hh);
+  buffers.w_second = projection ? static_cast<const T*>(group.w_hr) : buffers.w_first + 2 * hidden * head;
   buffers.bias_x = zeros<C>(platform, problem.gate_size() + lanes);
   if (Cell::split_gate) buffers.bias_h = zeros<C>(platform, problem.gate_size() + lanes);
   buffers.gates_stride = gates ? problem.saved_size() : problem.gate_size();
@@ -51,19 +55,20 @@ PackedGemm<T> input_product(const Problem& problem, const Group& group, const Fo
 template <class Cell, class T>
 void pack_forward(const Problem& problem, const Group& group, const ForwardBuffers<T>& buffers, int worker,
                   int workers) {
-  const T* const w_hh = static_cast<const T*>(group.w_hh);
   int64_t const hidden = problem.hidden_size;
-  for (int p = worker; p < buffers.first.count; p += workers) buffers.first.pack_forward(p, w_hh, hidden);
-  const T* const second =
-      problem.proj_size > 0 ? static_cast<const T*>(group.w_hr) : w_hh + 2 * hidden * problem.head_size();
-  for (int p = worker; p < buffers.second.count; p += workers) buffers.second.pack_forward(p, second, hidden);
+  if (buffers.first.data) {
+    for (int p = worker; p < buffers.first.count; p += workers) buffers.first.pack_forward(p, buffers.w_first, hidden);
+    for (int p = worker; p < buffers.second.count; p += workers)
+      buffers.second.pack_forward(p, buffers.w_second, hidden);
+  }
   if (worker != 0 || !group.b_ih) return;
-  for (int64_t i = 0; i < problem.gate_size(); ++i) {
-    bool const split = Cell::split_gate && i >= (Cell::gates - 1) * hidden;
-    auto const b_x = to_compute(static_cast<const T*>(group.b_ih)[i]),
-               b_h = to_compute(static_cast<const T*>(group.b_hh)[i]);
-    buffers.bias_x[i] = split ? b_x : b_x + b_h;
-    if (split) buffers.bias_h[i] = b_h;
+  const T* const b_ih = static_cast<const T*>(group.b_ih);
+  const T* const b_hh = static_cast<const T*>(group.b_hh);
+  int64_t const all = problem.gate_size(), together = Cell::split_gate ? all - hidden : all;
+  for (int64_t i = 0; i < together; ++i) buffers.bias_x[i] = to_compute(b_ih[i]) + to_compute(b_hh[i]);
+  for (int64_t i = together; i < all; ++i) {
+    buffers.bias_x[i] = to_compute(b_ih[i]);
+    buffers.bias_h[i] = to_compute(b_hh[i]);
   }
 }
 

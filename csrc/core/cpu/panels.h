@@ -20,11 +20,12 @@ struct PanelSet {
   int gates = 0;
   int64_t units = 0, heads = 1, depth = 0;
   Panel* panels = nullptr;
-  C* data = nullptr;
+  C* data = nullptr;  // null: the weights are used once, where they lie
   int count = 0;
 
   // `rows`: how many rows a worker runs together; few rows need more columns to hide the latency of the sums.
-  static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows) {
+  static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows,
+                       bool packed = true) {
     PanelSet set;
     set.gates = gates, set.units = units, set.heads = heads, set.depth = depth;
     int const columns = rows <= kMaxAccumulators / kMaxColumns ? kMaxColumns : kMaxColumns / 2;
@@ -32,7 +33,7 @@ struct PanelSet {
                   most = std::max(1, columns / gates);
     set.count = int(heads * ((blocks + most - 1) / most));
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
-    set.data = static_cast<C*>(platform.scratch(heads * blocks * lanes * gates * depth * sizeof(C)));
+    if (packed) set.data = static_cast<C*>(platform.scratch(heads * blocks * lanes * gates * depth * sizeof(C)));
     int64_t data = 0;
     Panel* panel = set.panels;
     for (int64_t head = 0; head < heads; ++head) {
@@ -96,6 +97,27 @@ RNNKERN_INLINE void run_panels(const PanelSet<C>& set, int first, int last, Row*
         for (int s = 0; s < panel.blocks; ++s)
           finish(rows[r + i], panel, panel.unit + s * lanes, std::min(lanes, panel.units - s * lanes),
                  sums + (i * columns + s * set.gates) * lanes);
+    }
+  }
+}
+
+// The same for a single row and weights that are not packed (see PanelSet::pack_forward).
+template <class C, class T, class Row, class Finish>
+RNNKERN_INLINE void run_unpacked(const PanelSet<C>& set, int first, int last, const T* weight, Row& row,
+                                 Finish&& finish) {
+  constexpr int lanes = Vec<C>::lanes;
+  alignas(64) C sums[kMaxColumns * lanes];
+  for (int p = first; p < last; ++p) {
+    Panel const& panel = set.panels[p];
+    for (int s = 0; s < panel.blocks; ++s) {
+      int64_t const unit = panel.unit + s * lanes;
+      int const units = std::min(lanes, panel.units - s * lanes);
+      for (int g = 0; g < set.gates; ++g) {
+        const T* const start = weight + (g * set.units + unit) * set.depth;
+        product_unpacked<C, T>([&](int lane) { return start + lane * set.depth; }, units, set.depth,
+                               row.operand + panel.operand, sums + g * lanes);
+      }
+      finish(row, panel, unit, units, sums);
     }
   }
 }

@@ -101,7 +101,27 @@ void pack_transposed(Row row, int count, int64_t depth, C* out, int64_t pitch) {
   }
 }
 
-// The same from rows that are contiguous in the lanes: out[k][lane] = row(k)[lane].
+// One row's product with such rows, unpacked: out[lane] = sum over k of a[k] * row(lane)[k]. For weights that are used
+// once packing would cost more than the product. The sums are those of the packed tile, in the same order.
+template <class C, class T, class Row>
+void product_unpacked(Row row, int count, int64_t depth, const C* a, C* out) {
+  using V = Vec<C>;
+  constexpr int lanes = V::lanes;
+  V sum(C(0));
+  for (int64_t k = 0; k < depth; k += lanes) {
+    int const width = int(std::min<int64_t>(lanes, depth - k));
+    V block[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) block[i] = i < count ? load<V>(row(i) + k, width) : V(C(0));
+    transpose<C>(block, std::make_index_sequence<lanes>{});
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i)
+      if (i < width) sum = sum + V(a[k + i]) * block[i];
+  }
+  store(out, sum);
+}
+
+// A panel's column from rows that are contiguous in the lanes: out[k][lane] = row(k)[lane].
 template <class C, class T, class Row>
 void pack_rows(Row row, int count, int64_t depth, C* out, int64_t pitch) {
   for (int64_t k = 0; k < depth; ++k) store(out + k * pitch, load<Vec<C>>(row(k), count));
