@@ -136,8 +136,8 @@ class PackedGemm {
   void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, int64_t k_0, int64_t depth, T* out) const {
     alignas(64) C sums[kMaxAccumulators * V::lanes];
     const C* const panel = panel_at(p, k_0, depth);
-    for (int64_t r = 0; r < rows; r += kTile) {
-      int const count = int(std::min<int64_t>(kTile, rows - r));
+    for (int64_t r = 0, count; r < rows; r += count) {
+      count = next_rows(rows - r, kTile);
       if (unpacked()) {
         multiply_unpacked(strip.row[0], p, k_0, depth, sums);
       } else {

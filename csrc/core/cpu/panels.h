@@ -88,8 +88,8 @@ RNNKERN_INLINE void run_panels(const PanelSet<C>& set, int first, int last, Row*
   for (int p = first; p < last; ++p) {
     Panel const& panel = set.panels[p];
     int const columns = set.gates * panel.blocks, together = tile_rows(columns);
-    for (int64_t r = 0; r < count; r += together) {
-      int const now = int(std::min<int64_t>(together, count - r));
+    for (int64_t r = 0, now; r < count; r += now) {
+      now = next_rows(count - r, together);
       const C* operand[kMaxRows];
       for (int i = 0; i < now; ++i) operand[i] = rows[r + i].operand + panel.operand;
       tile_table<C>.at[columns][now](set.data + panel.data, set.depth, operand, 1, sums);

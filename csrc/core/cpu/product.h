@@ -65,6 +65,13 @@ constexpr TileTable<C> tile_table{std::make_integer_sequence<int, kMaxColumns * 
 
 constexpr int tile_rows(int cols) { return std::min(kMaxRows, kMaxAccumulators / cols); }
 
+// The next tile's rows where `left` remain: as even as can be, since a tile of few rows waits for its sums (H 256, B 64
+// on two threads: 32 rows as 6, 6, 5, 5, 5, 5 and not 6, 6, 6, 6, 6, 2).
+inline int next_rows(int64_t left, int most) {
+  int64_t const tiles = (left + most - 1) / most;
+  return int((left + tiles - 1) / tiles);
+}
+
 // Transposes `lanes` rows of `lanes` values: log2(lanes) times, the lower and upper half of the rows are interleaved.
 template <class C, size_t... I>
 RNNKERN_INLINE void transpose(Vec<C> (&rows)[Vec<C>::lanes], std::index_sequence<I...>) {
