@@ -30,9 +30,9 @@ class PackedGemm {
   T* c;
   int64_t c_stride;
   bool accumulate = false;
-  C* panels = nullptr;   // panel_elements()
-  C* partial = nullptr;  // partial_elements(): sums in the compute type, where they are made in several parts
-  C* strips = nullptr;   // strip_elements() a worker
+  C* panels = nullptr;        // panel_elements()
+  C* partial = nullptr;       // partial_elements(): sums in the compute type, where they are made in several parts
+  C* strip_copies = nullptr;  // strip_elements() a worker
 
   bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
 
@@ -81,12 +81,13 @@ class PackedGemm {
 
   // Tasks (strip of rows, panel) are dealt out, the same to the same worker for each block of k.
   void multiply_block(int64_t k_0, int64_t first, int64_t count, T* out, int worker, int workers) const {
-    int64_t const depth = std::min(kDepth, k - k_0), tasks = (count + kStrip - 1) / kStrip * panel_count();
+    int64_t const depth = std::min(kDepth, k - k_0), strips = (count + kStrip - 1) / kStrip;
+    int64_t const tasks = strips * panel_count();
     Strip strip;
-    strip.copy = strips + worker * strip_elements();
+    strip.copy = strip_copies + worker * strip_elements();
     int64_t packed = -1;
     for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; ++task) {
-      int64_t const s = task / panel_count(), at = s * kStrip, rows = std::min(kStrip, count - at);
+      int64_t const s = task / panel_count(), at = count * s / strips, rows = count * (s + 1) / strips - at;
       if (s != packed) pack_strip(strip, first + at, rows, k_0, depth);
       packed = s;
       multiply(strip, at, rows, task % panel_count(), k_0, depth, out);

@@ -47,7 +47,7 @@ void share_scratch(PackedGemm<T>* products, int count, int workers, Platform& pl
   for (int i = 0; i < count; ++i) {
     products[i].panels = products[i].keep_panels ? scratch<C>(platform, products[i].panel_elements()) : all;
     products[i].partial = all + panels;
-    products[i].strips = all + panels + partial;
+    products[i].strip_copies = all + panels + partial;
   }
 }
 
