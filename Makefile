@@ -36,7 +36,7 @@ bench: build $(VENV)/.stamp-bench
 # --- The environment. A stamp is older than pyproject.toml or setup.py when something must be installed again. ---
 $(TORCH_STAMP):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)" "setuptools>=77" cmake ninja
+	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)" "setuptools>=77" cmake ninja numpy
 	touch $@
 
 $(VENV)/.stamp-test: pyproject.toml setup.py $(TORCH_STAMP)
