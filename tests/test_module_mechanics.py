@@ -1,0 +1,290 @@
+"""Layers among the rest of torch: copied, pickled, parametrised, compiled, exported, transformed, shared by threads."""
+
+import concurrent.futures
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
+
+import rnnkern
+from comparison import (
+    assert_close,
+    assert_equal_to_torch,
+    outputs_and_gradients,
+    pair,
+    random_like,
+    states,
+    tensors_of,
+    without_cudnn,
+)
+from layer_inputs import LENGTHS, every_layer, packed, padded
+
+# --- module mechanics -------------------------------------------------------------------------------------------------
+
+
+@every_layer
+def test_copies_and_pickles_are_independent_and_equal(name):
+    ours, _ = pair(name, 5, 8, 2)
+    x = padded()
+    expected = ours(x)
+    buffer = io.BytesIO()
+    torch.save(ours, buffer)
+    buffer.seek(0)
+    copies = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), torch.load(buffer, weights_only=False)]
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.zero_()
+    for clone in copies:
+        assert_close(clone(x), expected)
+        named = zip(clone._flat_weights_names, clone._flat_weights, strict=True)
+        assert all(getattr(clone, name) is weight for name, weight in named)
+
+
+def test_a_pickle_without_the_later_keywords_loads():
+    layer = rnnkern.LSTM(5, 8, zoneout=0.5)
+    state = layer.__getstate__()
+    for keyword in ("heads", "recompute", "recurrent_dropout", "weight_dropout", "zoneout", "forget_bias"):
+        del state[keyword]
+    loaded = rnnkern.LSTM.__new__(rnnkern.LSTM)
+    loaded.__setstate__(state)
+    assert repr(loaded) == "LSTM(5, 8)"
+    x = padded(torch.float32)
+    assert_close(loaded(x), nn.LSTM.forward(loaded.to_torch(), x), torch.float32)
+
+
+@every_layer
+def test_changed_parameters_always_take_effect(name):
+    ours, theirs = pair(name, 5, 8)
+    x = padded()
+
+    def check():
+        theirs.load_state_dict(ours.state_dict())
+        assert_close(ours(x), theirs(x))
+        with torch.no_grad():
+            assert_close(ours.step(x[0]), (theirs(x[:1])[0][0], theirs(x[:1])[1]))
+
+    check()
+    ours.weight_hh_l0.data.mul_(0.5)
+    check()
+    ours.bias_ih_l0.data[2:5] = 1.0
+    check()
+    with torch.no_grad():
+        ours.weight_ih_l0[0] = 2.0
+    check()
+    ours.weight_ih_l0.data = torch.randn_like(ours.weight_ih_l0)
+    check()
+    ours.weight_hh_l0 = nn.Parameter(torch.randn_like(ours.weight_hh_l0))
+    check()
+    fresh = {key: torch.randn_like(value) for key, value in ours.state_dict().items()}
+    ours.load_state_dict(fresh, assign=True)
+    check()
+    ours.load_state_dict({"bias_ih_l0": torch.zeros_like(ours.bias_ih_l0)}, strict=False)
+    check()
+    moved = ours.bias_hh_l0
+    del ours.bias_hh_l0
+    ours.register_parameter("bias_hh_l0", nn.Parameter(moved.detach() * 3))
+    check()
+
+
+@every_layer
+def test_functional_call_parametrisations_and_tied_weights(name):
+    ours, theirs = pair(name, 8, 8)
+    x = padded(size=8)
+    weights = {key: torch.randn_like(value).requires_grad_() for key, value in ours.named_parameters()}
+    found = torch.func.functional_call(ours, weights, (x,))
+    expected = torch.func.functional_call(theirs, weights, (x,))
+    assert_close(found, expected)
+    assert_close(
+        torch.autograd.grad(found[0].sum(), weights.values()), torch.autograd.grad(expected[0].sum(), weights.values())
+    )
+
+    ours.weight_ih_l0 = ours.weight_hh_l0
+    theirs.weight_ih_l0 = theirs.weight_hh_l0
+    assert_equal_to_torch(ours, theirs, x)
+
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    for module in (ours, theirs):
+        parametrize.register_parametrization(module, "weight_hh_l0", Half())
+    assert_equal_to_torch(ours, theirs, x)
+    with torch.no_grad():
+        assert_close(ours.step(x[0]), (theirs(x[:1])[0][0], theirs(x[:1])[1]))
+
+
+@every_layer
+def test_old_weight_norm_and_its_removal(name):
+    ours, theirs = pair(name, 5, 8)
+    for module in (ours, theirs):
+        with pytest.warns(FutureWarning):
+            nn.utils.weight_norm(module, "weight_hh_l0")
+    x = padded()
+    assert_equal_to_torch(ours, theirs, x)
+    for module in (ours, theirs):
+        nn.utils.remove_weight_norm(module, "weight_hh_l0")
+    assert_equal_to_torch(ours, theirs, x)
+
+
+@every_layer
+def test_moves_between_dtypes_and_devices(name):
+    layer = getattr(rnnkern, name)(5, 8, 2, device="meta")
+    y, hx = layer(torch.empty(6, 4, 5, device="meta"))
+    assert y.is_meta and y.shape == (6, 4, 8) and all(s.shape == (2, 4, 8) for s in tensors_of(hx))
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    assert layer.double()(padded())[0].dtype == torch.float64
+
+
+@every_layer
+def test_double_backward_and_eval_mode_backward(name, device):
+    ours, theirs = pair(name, 5, 8, device=device)
+    ours.eval()
+    x = padded(device=device).requires_grad_()
+
+    def second(module):
+        with without_cudnn():
+            outputs = tensors_of(module(x))
+        (d_x,) = torch.autograd.grad(outputs, x, random_like(outputs), create_graph=True)
+        return torch.autograd.grad(d_x.square().sum(), [x, *module.parameters()])
+
+    assert_close(second(ours), second(theirs), gradient=True)
+
+
+def test_backward_twice_over_a_retained_graph_gives_the_same():
+    ours, _ = pair("GRU", 5, 8, 2)
+    x = padded().requires_grad_()
+    y, _ = ours(x)
+    once = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    assert torch.equal(once, torch.autograd.grad(y.sum(), x)[0])
+
+
+# --- compiled, exported, transformed ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Compiled code is counted per function, and every layer has the same forward."""
+    yield
+    torch._dynamo.reset()
+
+
+@every_layer
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_layer_compiles_without_a_graph_break(name, dynamic):
+    ours, _ = pair(name, 5, 8, 2, bidirectional=True)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    lengths = torch.tensor(LENGTHS)
+    mask = torch.rand(6, 4) < 0.3
+    for keywords in ({}, {"lengths": lengths, "reset_mask": mask, "return_state_sequence": True}):
+        x = padded().requires_grad_()
+        found, gradients = outputs_and_gradients(wrapped(compiled, ours), x, states(ours, 4), **keywords)
+        expected, expected_gradients = outputs_and_gradients(ours, x, states(ours, 4), **keywords)
+        assert_close(found, expected)
+        assert_close(gradients, expected_gradients)
+
+
+def wrapped(compiled, original):
+    """A compiled call beside the parameters of what was compiled."""
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.original = original
+
+        def forward(self, *arguments, **keywords):
+            return compiled(*arguments, **keywords)
+
+    return Wrapped()
+
+
+def test_random_masks_and_step_compile():
+    options = {"dropout": 0.5, "recurrent_dropout": 0.5, "weight_dropout": 0.5, "zoneout": 0.5}
+    layer = rnnkern.LSTM(5, 8, 2, **options, dtype=torch.float64)
+    y, _ = torch.compile(layer, fullgraph=True, backend="aot_eager")(padded())
+    assert y.shape == (6, 4, 8)
+    layer.eval()
+    hx = states(layer, 4)
+    stepped = torch.compile(layer.step, fullgraph=True, backend="aot_eager")(padded()[0], hx)
+    assert_close(stepped, layer.step(padded()[0], hx))
+
+
+def test_a_packed_sequence_compiles():
+    ours, _ = pair("LSTM", 5, 8, 2, bidirectional=True)
+    x = packed()
+
+    def call(data, batch_sizes, sorted_indices, unsorted_indices):
+        output, hx = ours(PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices))
+        return output.data, hx
+
+    assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(*x), call(*x))
+
+
+@every_layer
+def test_a_layer_exports(name):
+    ours, _ = pair(name, 5, 8, 2)
+    time = torch.export.Dim("time", min=2)
+    program = torch.export.export(ours, (padded(),), dynamic_shapes={"input": {0: time}}, strict=False)
+    longer = padded(steps=9)
+    assert_close(program.module()(longer), ours(longer))
+
+
+@every_layer
+def test_vmap_over_inputs_and_over_stacked_weights(name):
+    layers = [getattr(rnnkern, name)(5, 8, bidirectional=True, dtype=torch.float64) for _ in range(3)]
+    inputs = torch.stack([padded(), padded() * 2, padded() - 1])
+    expected = [layers[0](x) for x in inputs]
+    found = torch.func.vmap(layers[0])(inputs)
+    assert_close(found, torch.utils._pytree.tree_map(lambda *tensors: torch.stack(tensors), *expected))
+
+    parameters, buffers = torch.func.stack_module_state(layers)
+
+    def call(parameters, buffers, x):
+        return torch.func.functional_call(layers[0], (parameters, buffers), (x,))
+
+    expected = [layer(padded()) for layer in layers]
+    found = torch.func.vmap(call, (0, 0, None))(parameters, buffers, padded())
+    assert_close(found, torch.utils._pytree.tree_map(lambda *tensors: torch.stack(tensors), *expected))
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_masks_under_vmap_are_those_that_were_asked_for(randomness):
+    layer = rnnkern.GRU(5, 8, recurrent_dropout=0.5, zoneout=0.5, weight_dropout=0.5, dtype=torch.float64)
+    first, second = torch.func.vmap(layer, randomness=randomness)(torch.stack([padded(), padded()]))[0]
+    assert torch.equal(first, second) == (randomness == "same")
+
+
+@every_layer
+def test_fake_tensors_give_shapes(name):
+    with FakeTensorMode():
+        layer = getattr(rnnkern, name)(5, 8, 2, bidirectional=True)
+        y, hx = layer(torch.empty(6, 4, 5))
+    assert y.shape == (6, 4, 16) and all(state.shape == (4, 4, 8) for state in tensors_of(hx))
+
+
+@every_layer
+def test_threads_share_a_layer(name):
+    layer, x = getattr(rnnkern, name)(5, 64), padded(torch.float32)
+    expected = layer(x)[0]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: layer(x)[0], range(16)))
+    assert all(torch.equal(y, expected) for y in found)
+
+
+@every_layer
+def test_grad_and_jvp_of_torch_func(name):
+    ours, theirs = pair(name, 5, 8)
+    x = padded()
+    gradient = torch.func.grad(lambda x: ours(x)[0].square().sum())(x)
+    leaf = x.clone().requires_grad_()
+    assert_close(gradient, torch.autograd.grad(theirs(leaf)[0].square().sum(), leaf)[0], gradient=True)
+    tangent = torch.randn_like(x)
+    _, found = torch.func.jvp(lambda x: ours(x)[0], (x,), (tangent,))
+    _, expected = torch.autograd.functional.jvp(lambda x: theirs(x)[0], x, tangent)
+    assert_close(found, expected, gradient=True)
