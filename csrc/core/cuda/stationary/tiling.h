@@ -1,0 +1,94 @@
+// How a stationary sweep is laid out over a GPU: what the planner chooses and kernels read. Pure arithmetic, shared by
+// the plan, the driver and the kernels.
+//
+// A team of blocks holds the recurrent weights of one recurrence once. A block owns some hidden units; its warps form
+// row_groups x depth_splits: a warp multiplies the weight rows of its row group with its share of the depth. The depth
+// is cut into slabs of 64 bytes, so that one slab of 8 batch rows is 32 lanes x 16 bytes.
+#pragma once
+
+#include "../../host_device.h"
+#include "../../types.h"
+
+namespace rnnkern::stationary {
+
+enum class Exchange { block, cluster, grid };
+enum class Sweep { forward, backward };
+enum class Math { bfloat16, float16, tf32, fma };  // tf32 also serves 3xTF32
+
+inline constexpr int kGranule = 8;                  // batch rows of one tensor-core tile
+inline constexpr int kSlabBytes = 64, kChunks = 4;  // a slab's depth, in bytes and in pieces of 16 bytes
+inline constexpr int kRowPadding = 4;               // of the partial sums: neighbouring batch rows in other banks
+inline constexpr int kMaxTeam = 160;                // blocks
+
+// The compiled kernels of an exchange, direction and granule: threads at most, and slabs that stay in registers.
+struct Capacity {
+  int threads;
+  int slabs;
+};
+
+// Weight rows of a row group: one warp multiplies this many with every slab.
+RNNKERN_HD constexpr int rows_per_group(Sweep sweep) { return sweep == Sweep::forward ? 32 : 16; }
+
+// A slab takes 16 registers of each lane forward (two tiles of 16 rows), 8 backward.
+RNNKERN_HD constexpr Capacity capacity(Exchange exchange, Sweep sweep, int granules) {
+  int const wide = sweep == Sweep::forward ? 1 : 2;
+  if (exchange == Exchange::block) return {512, 3 * wide};
+  return {256, (granules == 1 ? 10 : 8) * wide};
+}
+
+struct Tiling {
+  Exchange exchange = Exchange::block;
+  Sweep sweep = Sweep::forward;
+  int element_bytes = 2;  // of the operand: 2 or 4
+  int row_gates = 4;      // gates whose rows a block holds: G forward, 1 backward
+  int depth_gates = 1;    // values that a unit contributes to the depth: 1 forward, G backward
+  int granules = 1;       // 1 or 4: a tile is 8 or 32 batch rows
+  int team = 1;           // blocks that hold the weights once
+  int teams = 1;          // of each recurrence, each with its own part of the batch
+  int tiles = 1;          // of a team
+  int units = 8;          // of a block, a multiple of 8; team * units >= H
+  int row_groups = 1, depth_splits = 1;
+
+  RNNKERN_HD constexpr int threads() const { return 32 * row_groups * depth_splits; }
+  RNNKERN_HD constexpr int tile_rows() const { return kGranule * granules; }
+  RNNKERN_HD constexpr int rows() const { return units * row_gates; }  // weight rows of a block
+  RNNKERN_HD constexpr int padded_rows() const { return row_groups * rows_per_group(sweep) + kRowPadding; }
+
+  // Depth: block after block, of each its gates, of each its units.
+  RNNKERN_HD constexpr int block_depth() const { return units * depth_gates; }
+  RNNKERN_HD constexpr int block_chunks() const { return block_depth() * element_bytes / 16; }
+  RNNKERN_HD constexpr int slabs() const { return (team * block_chunks() + kChunks - 1) / kChunks; }
+  RNNKERN_HD constexpr int split_slabs() const { return (slabs() + depth_splits - 1) / depth_splits; }  // of a warp
+  RNNKERN_HD constexpr int register_slabs() const {
+    int const most = capacity(exchange, sweep, granules).slabs;
+    return split_slabs() < most ? split_slabs() : most;
+  }
+  RNNKERN_HD constexpr int shared_slabs() const { return split_slabs() - register_slabs(); }  // of a warp
+
+  // Pieces of 16 bytes.
+  RNNKERN_HD constexpr int operand_quads() const { return granules * slabs() * 32; }           // of a tile, once
+  RNNKERN_HD constexpr int outbox_quads() const { return block_chunks() * tile_rows(); }       // a block's part of it
+  RNNKERN_HD constexpr int slab_quads() const { return rows_per_group(sweep) / 8 * 32; }       // weights of a warp
+
+  // Shared memory, in bytes, in this order.
+  RNNKERN_HD constexpr int operand_copies() const { return exchange == Exchange::grid ? 1 : 2; }
+  RNNKERN_HD constexpr int operand_bytes() const { return operand_copies() * operand_quads() * 16; }
+  RNNKERN_HD constexpr int outbox_bytes() const { return exchange == Exchange::grid ? outbox_quads() * 16 : 0; }
+  RNNKERN_HD constexpr int weight_bytes() const {
+    return row_groups * depth_splits * shared_slabs() * slab_quads() * 16;
+  }
+  RNNKERN_HD constexpr int partial_bytes() const { return depth_splits * tile_rows() * padded_rows() * 4; }
+  RNNKERN_HD constexpr int state_bytes() const { return 2 * tiles * units * tile_rows() * 4; }  // h and c
+  RNNKERN_HD constexpr int barrier_bytes() const { return exchange == Exchange::cluster ? 16 : 0; }
+  RNNKERN_HD constexpr int shared_bytes() const {
+    return operand_bytes() + outbox_bytes() + weight_bytes() + partial_bytes() + state_bytes() + barrier_bytes();
+  }
+
+  // Global memory of one recurrence for the grid exchange: two copies of each tile's operand, and a flag of each block
+  // for each tile. All of it starts as zero.
+  RNNKERN_HD constexpr int64_t exchange_quads() const { return int64_t{2} * teams * tiles * operand_quads(); }
+  RNNKERN_HD constexpr int64_t flags() const { return int64_t{teams} * tiles * team; }
+  RNNKERN_HD constexpr int64_t blocks() const { return int64_t{teams} * team; }  // of one recurrence
+};
+
+}  // namespace rnnkern::stationary
