@@ -8,13 +8,8 @@ namespace rnnkern::stepwise {
 template <class Cell, class T, class ForEach>
 void Driver<Cell, T, ForEach>::forward(const Group& group) {
   start(group);
-  // Gates that nobody keeps are made for some steps at a time.
-  bool const save = group.gates != nullptr;
-  int64_t const width = (save ? K : G) * H_;
-  int64_t const chunk = save ? T_ : std::clamp<int64_t>(chunk_elements_ / std::max<int64_t>(B_ * width, 1), 1, T_ + 1);
-
-  Gates<T> gates{H_, width};
-  gates.value = save ? typed(group.gates) : workspace_.template take<T>(std::min(rows_, chunk * B_) * width);
+  GateBuffer const buffer = this->gate_buffer(group);
+  Gates<T> gates{H_, buffer.width, 0, buffer.value};
   gates.b_ih = typed(group.b_ih);
   gates.b_hh = typed(group.b_hh);
   V* const product = workspace_.template take<V>(B_ * std::max(G * H_, P_));
@@ -33,11 +28,8 @@ void Driver<Cell, T, ForEach>::forward(const Group& group) {
   for_each_(B_, H_, Begin<T>{course_at(group, first), h, c, typed(group.h_0), typed(group.c_0)});
   for (int64_t step = 0; step < T_; ++step) {
     int64_t const t = first + step * stride;
-    if (step % chunk == 0) {
-      int64_t const count = std::min(chunk, T_ - step), lowest = group.reverse ? t - count + 1 : t;
-      Moment const last = calendar_.at(lowest + count - 1);
-      gates.first_row = calendar_.at(lowest).offset;
-      input_product(group, gates.first_row, last.offset + last.rows - gates.first_row, gates.value, width);
+    if (step % buffer.steps == 0) {
+      gates.first_row = this->fill_gates(group, buffer, step, std::min(step + buffer.steps, T_));
     }
     forward_step(group, course_at(group, t), gates, h, c, inner, product);
   }
