@@ -1,4 +1,4 @@
-// Launches kernels: the only place that does.
+// Launches kernels: the only place that does. emulation/launch.h is the same on a host without a GPU.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "launch_shape.h"
 #include "primitives.cuh"
 
 namespace rnnkern {
@@ -23,7 +24,11 @@ __global__ void __launch_bounds__(kForEachThreads, 8)
   if (row < rows && column < columns) functor(row, column);
 }
 
-// Runs functor(row, column) for all rows x columns, in any order, on one stream.
+// What a launch may take without asking for more first.
+inline constexpr size_t kPortableSharedBytes = 48 * 1024;
+inline constexpr int kPortableCluster = 8;
+
+// One stream of a GPU: runs functor(row, column) for all rows x columns, in any order, and launches kernels.
 class CudaForEach {
  public:
   explicit CudaForEach(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
@@ -40,14 +45,45 @@ class CudaForEach {
     config.gridDim = dim3(static_cast<unsigned>((columns + width - 1) / width), static_cast<unsigned>(blocks_y),
                           static_cast<unsigned>((blocks + blocks_y - 1) / blocks_y));
     config.stream = stream_;
-    cudaError_t const error = cudaLaunchKernelEx(&config, for_each_kernel<Functor>, rows, columns, functor);
-    if (error != cudaSuccess) {
-      throw std::runtime_error(std::string("rnnkern: a CUDA kernel could not be launched: ") +
-                               cudaGetErrorString(error));
+    check(cudaLaunchKernelEx(&config, for_each_kernel<Functor>, rows, columns, functor));
+  }
+
+  template <class Args>
+  void launch(void (*kernel)(Args), const LaunchShape& shape, const Args& args) const {
+    const void* const function = reinterpret_cast<const void*>(kernel);
+    if (shape.shared_bytes > kPortableSharedBytes) {
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shape.shared_bytes)));
     }
+    if (shape.cluster > kPortableCluster) {
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    }
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = stream_;
+    config.attrs = attributes;
+    if (shape.cluster > 1) {
+      auto& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+    }
+    if (shape.cooperative) {
+      auto& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    }
+    check(cudaLaunchKernelEx(&config, kernel, args));
   }
 
  private:
+  static void check(cudaError_t error) {
+    if (error == cudaSuccess) return;
+    throw std::runtime_error(std::string("rnnkern: a CUDA kernel could not be launched: ") + cudaGetErrorString(error));
+  }
+
   cudaStream_t stream_;
 };
 
