@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
+#include <tuple>
 
 namespace rnnkern {
 namespace {
@@ -15,6 +17,11 @@ constexpr Strategy kStrategies[] = {
     {"simd", Backend::cpu},
 #if defined(RNNKERN_WITH_CUDA)
     {"stepwise", Backend::cuda},
+    {"stationary:block", Backend::cuda},
+#if defined(RNNKERN_WITH_CLUSTERS)
+    {"stationary:cluster", Backend::cuda},
+#endif
+    {"stationary:grid", Backend::cuda},
 #endif
 };
 
@@ -29,7 +36,14 @@ std::string forced() {
   return wanted ? wanted : "";
 }
 
+#if defined(RNNKERN_WITH_CUDA)
+constexpr Strategy kStationary = {"stationary", Backend::cuda};  // with any exchange
+#endif
+
 const Strategy* find(const std::string& wanted) {
+#if defined(RNNKERN_WITH_CUDA)
+  if (wanted == kStationary.name) return &kStationary;
+#endif
   std::string known;
   for (const Strategy& strategy : kStrategies) {
     if (wanted == strategy.name) return &strategy;
@@ -74,6 +88,8 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   if (plan.split != Split::none || input * p.rows * p.groups > 4e6) plan.workers = threads;
 }
 
+constexpr size_t kKnownPlans = 256;
+
 size_t scratch_bytes(const Problem& p) {
   size_t const compute = p.dtype == Dtype::float64 ? 8 : 4, storage = size_of(p.dtype);
   size_t const weights = size_t(recurrent_work(p)) * compute;
@@ -98,28 +114,61 @@ std::string force_strategy(const std::string& wanted) {
   return before;
 }
 
-Plan plan(const Problem& problem, int threads) {
-  const Strategy* chosen = nullptr;
+Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
   Plan plan;
   std::string const wanted = forced();
   const Strategy* const only = wanted.empty() ? nullptr : find(wanted);
+  bool const on_cpu = problem.backend == Backend::cpu, known = !on_cpu && device != nullptr;
   for (const Strategy& strategy : kStrategies) {
     if (strategy.backend != problem.backend) {
       plan.rejected.emplace_back(strategy.name, std::string("runs on ") + name(strategy.backend));
-    } else if (only && only->backend == problem.backend && only != &strategy) {
-      plan.rejected.emplace_back(strategy.name, "'" + wanted + "' is forced");
+    } else if (known) {
+      continue;
+    } else if (plan.strategy.empty()) {  // the first one of a backend serves everything
+      plan.strategy = strategy.name;
     } else {
-      chosen = &strategy;
+      plan.rejected.emplace_back(strategy.name, "nothing is known of the GPU");
     }
   }
-  if (!chosen) throw Error{std::string("no strategy for device '") + name(problem.backend) + "' was compiled in"};
-  plan.strategy = chosen->name;
-  if (problem.backend == Backend::cpu) {
+  if (!known && only && only->backend == problem.backend && only->name != plan.strategy) {
+    throw Error{"strategy '" + wanted + "' is forced, but nothing is known of the GPU"};
+  }
+  if (known) {
+    plan.forward = cuda_plan(problem, Sweep::forward, *device);
+    if (problem.save) plan.backward = cuda_plan(problem, Sweep::backward, *device);
+    plan.strategy = plan.forward->strategy;
+    plan.bytes = std::max(plan.forward->bytes, plan.backward ? plan.backward->bytes : 0);
+    plan.rejected.insert(plan.rejected.end(), plan.forward->rejected.begin(), plan.forward->rejected.end());
+    plan.floor_us = cuda_floor_us(problem, *device);
+    return plan;
+  }
+  if (plan.strategy.empty()) {
+    throw Error{std::string("no strategy for device '") + name(problem.backend) + "' was compiled in"};
+  }
+  if (on_cpu) {
     share_work(problem, threads, plan);
     plan.floor_us = floor_us(problem, plan.workers);
   }
   plan.bytes = scratch_bytes(problem);
   return plan;
+}
+
+std::shared_ptr<const SweepPlan> cuda_plan(const Problem& p, Sweep sweep, const DeviceFacts& d) {
+  std::string wanted = forced();
+  if (!wanted.empty() && find(wanted)->backend != Backend::cuda) wanted.clear();
+  auto const key = std::tuple(std::tuple(p.cell, p.dtype, p.steps, p.batch, p.rows, p.hidden_size, p.proj_size, p.heads,
+                                         p.groups, p.save, p.recompute, p.tf32),
+                              std::tuple(d.capability, d.multiprocessors, d.shared_bytes, d.registers, d.max_cluster,
+                                         d.clock_ghz, d.bandwidth_gbs, d.l2_bytes),
+                              sweep, wanted);
+  // A search takes about as long as a small layer; a program asks for the same few plans again and again.
+  thread_local std::map<std::remove_const_t<decltype(key)>, std::shared_ptr<const SweepPlan>> known;
+  auto const found = known.find(key);
+  if (found != known.end()) return found->second;
+  if (known.size() >= kKnownPlans) known.clear();
+  auto const made = std::make_shared<const SweepPlan>(plan_sweep(p, sweep, d, wanted));
+  known.emplace(key, made);
+  return made;
 }
 
 const char* name(Split split) {

@@ -1,10 +1,12 @@
 // From a problem to how it is run: a pure host function, so that it can be printed and tested on any machine.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cuda/sweep_plan.h"
 #include "types.h"
 
 namespace rnnkern {
@@ -13,23 +15,28 @@ namespace rnnkern {
 enum class Split { none, rows, units };
 
 struct Plan {
-  std::string strategy;
+  std::string strategy;  // of the forward sweep
   int workers = 1;
   Split split = Split::none;
   size_t bytes = 0;     // memory beside the results, while it runs
   double floor_us = 0;  // what the hardware needs at least: weights streamed once a step, products at peak
   std::vector<std::pair<std::string, std::string>> rejected;  // the other strategies, and why not
+  std::shared_ptr<const SweepPlan> forward, backward;  // on a GPU whose facts are known; backward where gates are kept
 };
 
 // Names of the strategies that are compiled in.
 std::vector<std::string> strategies();
 
 // Forces a strategy for problems of its backend; an empty name ends that. Returns the name in force before. Throws
-// Error on an unknown name. Per thread, or from RNNKERN_FORCE_STRATEGY.
+// Error on an unknown name; "stationary" leaves the exchange open. Per thread, or from RNNKERN_FORCE_STRATEGY.
 std::string force_strategy(const std::string& name);
 
-// Throws Error where a forced strategy does not support the problem. `threads`: workers that may run at once.
-Plan plan(const Problem& problem, int threads);
+// Throws Error where a forced strategy does not support the problem. `threads`: workers that may run at once; `device`:
+// the GPU that would run it, null: unknown, so that `stepwise` does.
+Plan plan(const Problem& problem, int threads, const DeviceFacts* device = nullptr);
+
+// One sweep on a GPU, with the forced strategy. Asked again, it is only looked up.
+std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, const DeviceFacts& device);
 
 const char* name(Split split);
 

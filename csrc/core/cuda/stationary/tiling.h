@@ -18,7 +18,8 @@ enum class Math { bfloat16, float16, tf32, fma };  // tf32 also serves 3xTF32
 inline constexpr int kGranule = 8;                  // batch rows of one tensor-core tile
 inline constexpr int kSlabBytes = 64, kChunks = 4;  // a slab's depth, in bytes and in pieces of 16 bytes
 inline constexpr int kRowPadding = 4;               // of the partial sums: neighbouring batch rows in other banks
-inline constexpr int kMaxTeam = 160;                // blocks
+inline constexpr int kMaxTeam = 160;   // blocks
+inline constexpr int kMaxGroups = 8;   // of one launch; a kernel's arguments are at most 4 KB
 
 // The compiled kernels of an exchange, direction and granule: threads at most, and slabs that stay in registers.
 struct Capacity {

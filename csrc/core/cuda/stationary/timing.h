@@ -1,0 +1,33 @@
+// The time that a layout takes, by a model of the kernels: costs.h has its constants.
+#pragma once
+
+#include "../costs.h"
+#include "stationary_plan.h"
+
+namespace rnnkern::stationary {
+
+struct Arithmetic {
+  Math math;
+  bool exact;
+};
+
+class Timing {
+ public:
+  Timing(const Problem& problem, const DeviceFacts& device) : p_(problem), device_(device), c_(costs(device)) {}
+
+  // Fills us_per_step and fixed_us of a layout that fits.
+  void predict(Choice& choice) const;
+
+ private:
+  double product(const Choice& choice) const;  // these in cycles of one block and tile
+  double pointwise(const Tiling& tiling) const;
+  double fetch(const Tiling& tiling) const;      // of the operand, by every block
+  double hop(const Tiling& tiling) const;        // from the last store to the first load
+  double memory_us(const Tiling& tiling) const;  // gates and outputs of a step, all groups
+
+  const Problem& p_;
+  const DeviceFacts& device_;
+  Costs c_;
+};
+
+}  // namespace rnnkern::stationary
