@@ -56,16 +56,38 @@ RNNKERN_DEVICE unsigned char* dynamic_shared() {
   return rnnkern_dynamic_shared;
 }
 
-// One load or store of the whole width, whatever type the bytes had before.
+// Built-in words, so that each access is one instruction of the whole width.
+template <size_t bytes>
+struct Word;
+template <>
+struct Word<2> {
+  using type = uint16_t;
+};
+template <>
+struct Word<4> {
+  using type = uint32_t;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+
 template <class T>
 RNNKERN_DEVICE T load(const unsigned char* from) {
+  auto const word = *reinterpret_cast<const typename Word<sizeof(T)>::type*>(from);
   T value;
-  __builtin_memcpy(&value, __builtin_assume_aligned(from, sizeof(T)), sizeof(T));
+  __builtin_memcpy(&value, &word, sizeof(T));
   return value;
 }
 template <class T>
 RNNKERN_DEVICE void store(unsigned char* to, T value) {
-  __builtin_memcpy(__builtin_assume_aligned(to, sizeof(T)), &value, sizeof(T));
+  typename Word<sizeof(T)>::type word;
+  __builtin_memcpy(&word, &value, sizeof(T));
+  *reinterpret_cast<typename Word<sizeof(T)>::type*>(to) = word;
 }
 
 }  // namespace detail
