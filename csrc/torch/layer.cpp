@@ -4,9 +4,12 @@
 #include <c10/util/Exception.h>
 
 #include <cstdlib>
+#include <utility>
 
 #include "cpu_platform.h"
 #if defined(RNNKERN_WITH_CUDA)
+#include "../core/cuda/stationary/device.h"
+#include "../core/cuda/stationary/stationary.h"
 #include "../core/cuda/stepwise.h"
 #include "cuda_platform.h"
 #endif
@@ -281,16 +284,34 @@ Layer::Layer(const LayerArguments& arguments) {
   }
 }
 
+#if defined(RNNKERN_WITH_CUDA)
+namespace {
+
+// Runs one sweep on x's GPU by its plan: body(problem, plan, platform).
+template <class Body>
+void run_cuda(Layer& layer, Sweep sweep, Body&& body) {
+  int const device = layer.owned[0].device().index();
+  layer.problem.tf32 = layer.problem.dtype == Dtype::float32 && rnn_tf32_allowed();  // the plan depends on it
+  auto const plan = cuda_plan(layer.problem, sweep, device_facts(device));
+  TorchCudaPlatform platform(device);
+  body(std::as_const(layer.problem), *plan, platform);
+}
+
+}  // namespace
+#endif
+
 void run_forward(Layer& layer) {
   translate_errors([&] {
-    Plan const plan = rnnkern::plan(layer.problem, max_workers());
 #if defined(RNNKERN_WITH_CUDA)
     if (layer.problem.backend == Backend::cuda) {
-      TorchCudaPlatform platform(layer.owned[0].device().index());
-      layer.problem.tf32 = rnn_tf32_allowed();
-      return stepwise_forward(layer.problem, layer.groups, platform);
+      return run_cuda(layer, Sweep::forward,
+                      [&](const Problem& problem, const SweepPlan& plan, CudaPlatform& platform) {
+                        if (plan.stepwise()) return stepwise_forward(problem, layer.groups, platform);
+                        stationary_forward(problem, layer.groups, plan.stationary, platform);
+                      });
     }
 #endif
+    Plan const plan = rnnkern::plan(layer.problem, max_workers());
     TorchCpuPlatform platform;
     simd_forward(layer.problem, layer.groups, plan, platform);
   });
@@ -298,14 +319,16 @@ void run_forward(Layer& layer) {
 
 void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients) {
   translate_errors([&] {
-    Plan const plan = rnnkern::plan(layer.problem, max_workers());
 #if defined(RNNKERN_WITH_CUDA)
     if (layer.problem.backend == Backend::cuda) {
-      TorchCudaPlatform platform(layer.owned[0].device().index());
-      layer.problem.tf32 = rnn_tf32_allowed();
-      return stepwise_backward(layer.problem, layer.groups, gradients, platform);
+      return run_cuda(layer, Sweep::backward,
+                      [&](const Problem& problem, const SweepPlan& plan, CudaPlatform& platform) {
+                        if (plan.stepwise()) return stepwise_backward(problem, layer.groups, gradients, platform);
+                        stationary_backward(problem, layer.groups, gradients, plan.stationary, platform);
+                      });
     }
 #endif
+    Plan const plan = rnnkern::plan(layer.problem, max_workers());
     TorchCpuPlatform platform;
     simd_backward(layer.problem, layer.groups, gradients, plan, platform);
   });

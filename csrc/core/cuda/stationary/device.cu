@@ -1,0 +1,94 @@
+#include "device.h"
+
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "../launch.cuh"
+#include "driver.h"
+
+namespace rnnkern {
+namespace {
+
+// Compiled for the same architectures as the sweep kernels, whose place it takes in questions to the driver.
+constexpr auto kProbe = for_each_kernel<stationary::ZeroQuads>;
+
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  cudaDeviceGetAttribute(&value, name, device);
+  return value;
+}
+
+// The architecture whose code would run here; 0: there is none. PTX of an older one counts as that.
+int code_capability() {
+  cudaFuncAttributes attributes = {};
+  if (cudaFuncGetAttributes(&attributes, kProbe) == cudaSuccess) return attributes.ptxVersion;
+  cudaGetLastError();  // forgets the error
+  return 0;
+}
+
+// The largest cluster of blocks that fill a multiprocessor each and run here at once: not every part of a GPU, or of a
+// shared one, has room for 16 or even 8.
+int max_cluster(int shared_bytes) {
+  cudaFuncSetAttribute(kProbe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaFuncSetAttribute(kProbe, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  int largest = 0;
+  for (unsigned size = 16; size > 1 && largest == 0; size /= 2) {
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = size, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(size), config.blockDim = dim3(kForEachThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.attrs = &cluster, config.numAttrs = 1;
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kProbe, &config) == cudaSuccess && clusters > 0) {
+      largest = static_cast<int>(size);
+    }
+  }
+  cudaGetLastError();
+  return largest;
+}
+
+struct Known {
+  std::string name;
+  DeviceFacts facts;
+};
+
+void ask(int device, Known& known) {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device);
+  cudaDeviceProp properties = {};
+  if (cudaGetDeviceProperties(&properties, device) == cudaSuccess) known.name = properties.name;
+  DeviceFacts& facts = known.facts;
+  facts.name = known.name.c_str();
+  facts.capability =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
+  facts.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+  facts.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  facts.registers = attribute(cudaDevAttrMaxRegistersPerMultiprocessor, device);
+  facts.clock_ghz = attribute(cudaDevAttrClockRate, device) * 1e-6;
+  facts.bandwidth_gbs =
+      2e-6 * attribute(cudaDevAttrMemoryClockRate, device) * attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8;
+  facts.l2_bytes = attribute(cudaDevAttrL2CacheSize, device);
+  int const code = code_capability();
+  if (code == 0) facts.shared_bytes = 0;  // nothing fits: stepwise
+  if (attribute(cudaDevAttrCooperativeLaunch, device) == 0) facts.multiprocessors = 0;
+  if (code >= 90 && attribute(cudaDevAttrClusterLaunch, device) != 0)
+    facts.max_cluster = max_cluster(facts.shared_bytes);
+  cudaSetDevice(before);
+}
+
+}  // namespace
+
+const DeviceFacts& device_facts(int device) {
+  static std::mutex mutex;
+  static std::map<int, Known> known;  // a map's elements stay where they are
+  std::lock_guard const lock(mutex);
+  auto const [place, fresh] = known.try_emplace(device);
+  if (fresh) ask(device, place->second);
+  return place->second.facts;
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,12 @@
+#include "../launch.cuh"
+#include "instances.h"
+#include "run.h"
+
+namespace rnnkern::stationary {
+
+void forward(const GruCell& cell, const Problem& problem, const std::vector<Group>& groups, const Choice& choice,
+             CudaPlatform& platform) {
+  run_forward(cell, problem, groups, platform, CudaForEach(platform.stream()), choice);
+}
+
+}  // namespace rnnkern::stationary
