@@ -7,8 +7,6 @@
 
 namespace rnnkern::stationary {
 
-inline constexpr int kMaxGroups = 8;  // of one launch; a kernel's arguments are at most 4 KB
-
 // One group's forward sweep. Shapes as in types.h; a head is a recurrence of its own within the group.
 template <class T>
 struct ForwardGroup {
@@ -16,12 +14,13 @@ struct ForwardGroup {
   const int64_t* lengths;  // [B]
   const bool* reset;       // [rows]
   const int64_t* offsets;  // [T + 1] of a packed sequence, device memory
-  const T* w_hh;           // [G*H, H / heads]
+  const device::Quad* weights;  // [heads, packed_quads] w_hh as PackWeights wrote it
   const T *b_ih, *b_hh;    // [G*H]
   const T *h_0, *c_0;      // [B, H], null: zero
   const T* mask;           // [B, H] recurrent dropout
   const bool *zone_h, *zone_c;  // [rows, H]
-  T* gates;                // [gate_rows, gate_width] x @ w_ih^T from row `first_row` on; then what the cell saves
+  T* gates;                // [gate_rows, gate_width] x @ w_ih^T; then what the cell saves
+  int64_t first_row;       // of `gates`
   T* y;                    // [rows, H], rows y_stride apart
   T *h_n, *c_n;            // [B, H], null: not wanted
   T* cells;                // [rows, H], null: not wanted
@@ -33,7 +32,7 @@ struct BackwardGroup {
   const int64_t* lengths;
   const bool* reset;
   const int64_t* offsets;
-  const T* w_hh;
+  const device::Quad* weights;
   const T *h_0, *c_0, *mask;
   const bool *zone_h, *zone_c;
   const T *y, *cells;      // read where there is more than one step
@@ -56,8 +55,8 @@ struct SweepArgs {
   int64_t y_stride;
   float zoneout;       // without masks
   // A long inference is swept in parts: steps [begin, end) in the order of the recurrence, the state in between kept
-  // in float. `first_row`: of `gates`.
-  int64_t begin, end, first_row;
+  // in float.
+  int64_t begin, end;
   float *carry_h, *carry_c;  // [groups, B, H]; null where one part is all
   device::Quad* exchange;    // tiling.exchange_quads() for each recurrence; zero
   uint32_t* flags;           // tiling.flags() for each recurrence; zero
