@@ -42,13 +42,23 @@ class HostPlatform : public CudaPlatform {
         for (int64_t j = 0; j < p.n; ++j) {
           compute_t<T> sum = p.accumulate ? to_compute(c[i * p.ldc + j]) : 0;
           for (int64_t k = 0; k < p.k; ++k) {
-            sum += to_compute(a[p.transpose_a ? k * p.lda + i : i * p.lda + k]) *
-                   to_compute(b[p.transpose_b ? j * p.ldb + k : k * p.ldb + j]);
+            sum += operand(a[p.transpose_a ? k * p.lda + i : i * p.lda + k], p.tf32) *
+                   operand(b[p.transpose_b ? j * p.ldb + k : k * p.ldb + j], p.tf32);
           }
           c[i * p.ldc + j] = from_compute<Out>(sum);
         }
       }
     }
+  }
+
+  template <class T>
+  static compute_t<T> operand(T value, bool) {
+    return to_compute(value);
+  }
+  static float operand(float value, bool tf32) {  // 10 bits of mantissa
+    if (!tf32) return value;
+    float const scaled = value * (1 + (1 << 13)), rest = value - scaled;
+    return scaled + rest;
   }
 
   std::vector<std::unique_ptr<std::vector<char>>> blocks_;

@@ -24,6 +24,8 @@ struct Case {
   Mode mode = Mode::save;
   int directions = 1;
   bool bias = true, packed = false, given_lengths = false, masks_per_step = false;
+  bool tf32 = false;            // products may round to TF32
+  bool away_from_kink = false;  // relu: inputs for which rounding cannot cross zero, where the derivative jumps
   uint64_t seed = 1;
   std::string name;
 };

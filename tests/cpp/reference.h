@@ -3,8 +3,10 @@
 // mirrors rnnkern/reference.py for one direction, and shares nothing with the library's kernels.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "types.h"
@@ -13,16 +15,32 @@ namespace reference {
 
 inline double tanh_of(double x) { return std::tanh(x); }
 inline double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
-inline double relu_of(double x) { return x > 0 ? x : 0; }
+// The smallest |x| that relu has seen: how far its inputs stayed from where its derivative jumps.
+inline double nearest_kink = std::numeric_limits<double>::infinity();
+inline double relu_of(double x) {
+  nearest_kink = std::min(nearest_kink, std::abs(x));
+  return x > 0 ? x : 0;
+}
 
 // A number that remembers what it was made from. The tape holds, for every number made, up to two earlier ones and the
-// derivatives in them; read backwards, it gives the derivatives in all numbers at once.
+// derivatives in them, or that it is a dot product; read backwards, it gives the derivatives in all numbers at once.
 struct Traced {
   struct Node {
-    int32_t from[2];
+    int32_t from[2];  // dot product: kDot, and its index
     double slope[2];
   };
+  struct Vector {
+    std::vector<double> v;
+    std::vector<int32_t> node;
+  };
+  struct Dot {
+    const Traced* weights;
+    size_t vector, first, count;
+  };
+  static constexpr int32_t kDot = -2;
   static inline std::vector<Node> tape;
+  static inline std::vector<Vector> vectors;
+  static inline std::vector<Dot> dots;
 
   double v = 0;
   int32_t node = -1;  // a constant
@@ -38,6 +56,30 @@ struct Traced {
     Traced result(value);
     result.record({{-1, -1}, {0, 0}});
     return result;
+  }
+  static Traced dot(double value, const Dot& product) {
+    Traced result(value);
+    result.record({{kDot, static_cast<int32_t>(dots.size())}, {0, 0}});
+    dots.push_back(product);
+    return result;
+  }
+  // Derivatives of everything, from those of the last numbers that `d` starts with.
+  static void pull_back(std::vector<double>& d) {
+    for (size_t i = d.size(); i-- > 0;) {
+      const Node& node = tape[i];
+      if (node.from[0] == kDot) {
+        const Dot& dot = dots[node.from[1]];
+        const Vector& vector = vectors[dot.vector];
+        for (size_t j = 0; j < dot.count && d[i] != 0; ++j) {
+          d[dot.weights[j].node] += d[i] * vector.v[dot.first + j];
+          if (vector.node[dot.first + j] >= 0) d[vector.node[dot.first + j]] += d[i] * dot.weights[j].v;
+        }
+        continue;
+      }
+      for (int side = 0; side < 2; ++side) {
+        if (node.from[side] >= 0) d[node.from[side]] += d[i] * node.slope[side];
+      }
+    }
   }
 
  private:
@@ -95,7 +137,8 @@ struct Outputs {
 
 // The table of rnnkern/reference.py: the error, norm over norm, that a forward result may have; gradients four times
 // that.
-inline double tolerance(rnnkern::Dtype dtype) {
+inline double tolerance(rnnkern::Dtype dtype, bool tf32 = false) {
+  if (tf32) return 1e-3;
   switch (dtype) {
     case rnnkern::Dtype::float64: return 1e-12;
     case rnnkern::Dtype::float32: return 5e-6;
@@ -107,13 +150,39 @@ inline double tolerance(rnnkern::Dtype dtype) {
 
 namespace detail {
 
+// A vector that many dot products share.
+template <class S>
+struct Operand;
+template <>
+struct Operand<double> {
+  explicit Operand(const std::vector<double>& of) : values(of) {}
+  double dot(const double* weights, size_t first, size_t count) const {
+    double sum = 0;
+    for (size_t j = 0; j < count; ++j) sum += weights[j] * values[first + j];
+    return sum;
+  }
+  const std::vector<double>& values;
+};
+template <>
+struct Operand<Traced> {  // the weights are variables
+  explicit Operand(const std::vector<Traced>& of) : index(Traced::vectors.size()) {
+    Traced::Vector& vector = Traced::vectors.emplace_back();
+    for (Traced value : of) vector.v.push_back(value.v), vector.node.push_back(value.node);
+  }
+  Traced dot(const Traced* weights, size_t first, size_t count) const {
+    double sum = 0;
+    const Traced::Vector& vector = Traced::vectors[index];
+    for (size_t j = 0; j < count; ++j) sum += weights[j].v * vector.v[first + j];
+    return Traced::dot(sum, {weights, index, first, count});
+  }
+  size_t index;
+};
+
 // (w_hh of one gate) times `operand`, one unit's sum.
 template <class S>
-S recurrent(const Setting& s, const std::vector<S>& w, int64_t gate, int64_t unit, const std::vector<S>& operand) {
+S recurrent(const Setting& s, const std::vector<S>& w, int64_t gate, int64_t unit, const Operand<S>& operand) {
   int64_t const width = s.R() / s.heads, head = s.heads == 1 ? 0 : unit / (s.H / s.heads);
-  S sum = 0;
-  for (int64_t j = 0; j < width; ++j) sum = sum + w[(gate * s.H + unit) * width + j] * operand[head * width + j];
-  return sum;
+  return operand.dot(&w[(gate * s.H + unit) * width], head * width, width);
 }
 
 template <class S>
@@ -146,13 +215,14 @@ Outputs<S> layer(const Setting& s, const Inputs<S>& in) {
       if (cut) h.assign(R, S(0)), c.assign(s.H, S(0));
       std::vector<S> operand = h;
       for (int64_t j = 0; j < R && !s.mask.empty(); ++j) operand[j] = h[j] * S(s.mask[b * R + j]);
+      detail::Operand<S> const multiplied(operand);
 
       // The sums of all gates, the input's and the recurrent ones apart.
       std::vector<S> gx(G * s.H), gh(G * s.H);
       for (int64_t i = 0; i < G * s.H; ++i) {
         gx[i] = in.of[b_ih][i];
         for (int64_t j = 0; j < s.I; ++j) gx[i] = gx[i] + in.of[w_ih][i * s.I + j] * in.of[x][row * s.I + j];
-        gh[i] = in.of[b_hh][i] + detail::recurrent(s, in.of[w_hh], i / s.H, i % s.H, operand);
+        gh[i] = in.of[b_hh][i] + detail::recurrent(s, in.of[w_hh], i / s.H, i % s.H, multiplied);
       }
       std::vector<S> fresh(s.H);
       if (s.cell == CellKind::rnn) {
@@ -177,12 +247,13 @@ Outputs<S> layer(const Setting& s, const Inputs<S>& in) {
           r[u] = sigmoid_of(gx[u] + gh[u]);
           reset_operand[u] = r[u] * operand[u];
         }
+        detail::Operand<S> const reset_multiplied(reset_operand);
         for (int64_t u = 0; u < s.H; ++u) {
           int64_t const i = 2 * s.H + u;
           S const z = sigmoid_of(gx[s.H + u] + gh[s.H + u]);
           S const sum = s.cell == CellKind::gru
                             ? gx[i] + r[u] * gh[i]
-                            : gx[i] + in.of[b_hh][i] + detail::recurrent(s, in.of[w_hh], 2, u, reset_operand);
+                            : gx[i] + in.of[b_hh][i] + detail::recurrent(s, in.of[w_hh], 2, u, reset_multiplied);
           fresh[u] = (S(1) - z) * tanh_of(sum) + z * h[u];
         }
       }
@@ -206,7 +277,7 @@ Outputs<S> layer(const Setting& s, const Inputs<S>& in) {
 
 // The gradients of sum(d_out * out) in all inputs.
 inline Inputs<double> gradients(const Setting& s, const Inputs<double>& in, const Outputs<double>& d_out) {
-  Traced::tape.clear();
+  Traced::tape.clear(), Traced::vectors.clear(), Traced::dots.clear();
   Inputs<Traced> at;
   for (int i = 0; i < kInputs; ++i) {
     for (double value : in.of[i]) at.of[i].push_back(Traced::variable(value));
@@ -218,12 +289,7 @@ inline Inputs<double> gradients(const Setting& s, const Inputs<double>& in, cons
       if (out.of[o][k].node >= 0) d[out.of[o][k].node] += d_out.of[o][k];
     }
   }
-  for (size_t i = d.size(); i-- > 0;) {
-    const Traced::Node& node = Traced::tape[i];
-    for (int side = 0; side < 2; ++side) {
-      if (node.from[side] >= 0) d[node.from[side]] += d[i] * node.slope[side];
-    }
-  }
+  Traced::pull_back(d);
   Inputs<double> result;
   for (int i = 0; i < kInputs; ++i) {
     for (Traced value : at.of[i]) result.of[i].push_back(d[value.node]);

@@ -1,0 +1,76 @@
+// All layouts by which a stationary kernel may run a problem, whether or not a plan would choose them.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cuda/stationary/stationary_plan.h"
+
+namespace check {
+
+using namespace rnnkern;
+using stationary::Choice;
+using stationary::Exchange;
+using stationary::Math;
+using stationary::Sweep;
+using stationary::Tiling;
+
+// The GPU that the layouts are for: made up, with the limits of an H100.
+inline constexpr int kMultiprocessors = 132, kSharedBytes = 232448, kMaxCluster = 16;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Layouts that need all of a warp's registers and shared memory are among them, and those that leave blocks without
+// units or warps without depth are too.
+inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange exchange, Math math) {
+  std::vector<Tiling> found;
+  int64_t const size = p.head_size();
+  Tiling t;
+  t.exchange = exchange, t.sweep = sweep, t.element_bytes = static_cast<int>(size_of(p.dtype));
+  t.row_gates = sweep == Sweep::forward ? static_cast<int>(p.gates()) : 1;
+  t.depth_gates = sweep == Sweep::forward ? 1 : static_cast<int>(p.gates());
+  auto const try_batch = [&] {
+    int64_t const all = ceil_div(p.batch, t.tile_rows());
+    for (int64_t teams = 1; teams <= all; ++teams) {
+      int64_t const tiles = ceil_div(all, teams);
+      if ((teams - 1) * tiles >= all || (exchange != Exchange::grid && tiles > 1)) continue;
+      t.teams = static_cast<int>(teams), t.tiles = static_cast<int>(tiles);
+      bool const resident = exchange != Exchange::grid || p.heads * t.blocks() <= kMultiprocessors;
+      if (resident && t.shared_bytes() <= kSharedBytes) found.push_back(t);
+    }
+  };
+  auto const try_depth = [&](int64_t team, int64_t units) {
+    int const warps = stationary::capacity(exchange, sweep, t.granules).threads / 32;
+    t.team = static_cast<int>(team), t.units = static_cast<int>(units);
+    t.row_groups = static_cast<int>(ceil_div(t.rows(), stationary::rows_per_group(sweep)));
+    int const most = std::min(warps / std::max(t.row_groups, 1), t.slabs());
+    for (t.depth_splits = 1; t.depth_splits <= most; ++t.depth_splits) try_batch();
+  };
+  for (int granules : {1, 4}) {
+    if (granules == 4 && (exchange == Exchange::block || math == Math::fma || p.batch <= 3)) continue;
+    t.granules = granules;
+    if (exchange == Exchange::block) {
+      try_depth(1, ceil_div(size, 8) * 8);
+    } else if (exchange == Exchange::cluster) {
+      for (int team = 2; team <= kMaxCluster; team *= 2) try_depth(team, ceil_div(ceil_div(size, team), 8) * 8);
+    } else {
+      for (int64_t units = 8; units < size + 8; units += 8) try_depth(ceil_div(size, units), units);
+    }
+  }
+  return found;
+}
+
+// How many layouts had what a kernel must be seen to handle.
+struct Occurrences {
+  int several_blocks = 0, several_teams = 0, several_tiles = 0, several_splits = 0, wide_granules = 0;
+  int weights_in_shared_memory = 0, idle_blocks = 0, planned = 0, single_group_launches = 0;
+
+  void count(const Tiling& t, int64_t size) {
+    several_blocks += t.team > 1, several_teams += t.teams > 1, several_tiles += t.tiles > 1;
+    several_splits += t.depth_splits > 1, wide_granules += t.granules > 1;
+    weights_in_shared_memory += t.shared_slabs() > 0;
+    idle_blocks += int64_t{t.team - 1} * t.units >= size;
+  }
+};
+
+}  // namespace check
