@@ -19,12 +19,18 @@ std::string microseconds(double us) {
   return text;
 }
 
-// Multiply-adds a microsecond, of the whole GPU.
-double peak(const Problem& p, const DeviceFacts& device, const Costs& c) {
+// Products on all of the GPU.
+struct Peak {
+  double rate;  // multiply-adds a microsecond
+  double efficiency;
+};
+
+Peak peak(const Problem& p, const DeviceFacts& device, const Costs& c) {
   bool const half = p.dtype == Dtype::bfloat16 || p.dtype == Dtype::float16;
-  bool const tensor = half || (p.dtype == Dtype::float32 && p.tf32);
-  double const tensor_rate = 4 * (half ? 2048 : 1024) / c.mma_issue;
-  return (tensor ? tensor_rate : c.fma_lanes) * c.cycles * device.multiprocessors;
+  bool const tensor = half || (p.dtype == Dtype::float32 && p.tf32 && device.capability >= 80);
+  double const cycles = c.cycles * std::max(device.multiprocessors, 1);
+  if (tensor) return {c.gemm_rate / (half ? 1 : 2) * cycles, c.gemm_efficiency};
+  return {c.fma_lanes / (p.dtype == Dtype::float64 ? 2 : 1) * cycles, c.gemm_efficiency_fma};
 }
 
 // Products of one step, their weights from the L2 cache or, where they do not fit, from memory; the pointwise kernel.
@@ -32,8 +38,10 @@ double stepwise_us(const Problem& p, const DeviceFacts& device, const Costs& c) 
   double const stages = p.cell == CellKind::gru_v1 || p.proj_size > 0 ? 2 : 1;
   double const work = double(p.gate_size()) * p.state_size() / p.heads + double(p.proj_size) * p.hidden_size;
   double const bytes = work * size_of(p.dtype);
-  double const rate = bytes < device.l2_bytes / 2 ? c.l2_bytes * c.cycles * device.multiprocessors : c.memory_bytes;
-  double const product = std::max(bytes / rate, p.batch * work / (c.gemm_efficiency * peak(p, device, c)));
+  double const rate =
+      bytes < device.l2_bytes / 2 ? c.l2_bytes * c.cycles * std::max(device.multiprocessors, 1) : c.memory_bytes;
+  Peak const most = peak(p, device, c);
+  double const product = std::max(bytes / rate, p.batch * work / (most.efficiency * most.rate));
   double const values = double(p.batch) * p.hidden_size * (2 * p.gates() + 4);
   double const pointwise = values * size_of(p.dtype) / c.memory_bytes;
   return p.groups * (product + pointwise + stages * (2 * c.launch_us + c.gemm_latency_us));
@@ -60,7 +68,7 @@ double cuda_floor_us(const Problem& p, const DeviceFacts& device) {
   Costs const c = costs(device);
   double const recurrent = double(p.gate_size()) * p.state_size() / p.heads + double(p.proj_size) * p.hidden_size;
   double const rows = double(p.rows) * p.groups, sweeps = p.save ? 3 : 1;  // each product has two gradients
-  double const products = sweeps * rows * (recurrent + double(p.gate_size()) * p.input_size) / peak(p, device, c);
+  double const products = sweeps * rows * (recurrent + double(p.gate_size()) * p.input_size) / peak(p, device, c).rate;
   double const step = (c.shared_latency + c.mma_latency + c.pointwise_latency + 2 * c.barrier) / c.cycles;
   return products + (p.save ? 2 : 1) * double(p.steps) * step;
 }

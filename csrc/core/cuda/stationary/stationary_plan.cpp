@@ -92,11 +92,15 @@ class Search {
                    " have a warp");
     }
     tiling.units = static_cast<int>(units), tiling.team = static_cast<int>(team);
-    tiling.row_groups = static_cast<int>(row_groups);
-    for (int splits = 1; splits * row_groups <= warps && splits <= tiling.slabs(); ++splits) {
-      tiling.depth_splits = splits;
-      if (splits > 1 && (splits - 1) * tiling.split_slabs() >= tiling.slabs()) continue;  // a warp without work
-      try_batch(tiling, arithmetic);
+    for (int groups = static_cast<int>(row_groups); groups <= warps; ++groups) {
+      tiling.row_groups = groups;
+      for (int splits = 1; splits * groups <= warps && splits <= tiling.slabs(); ++splits) {
+        tiling.depth_splits = splits;
+        if ((splits - 1) * tiling.split_slabs() >= tiling.slabs()) continue;  // a warp without work
+        try_batch(tiling, arithmetic);
+      }
+      // Warps beyond those that the rows need only multiply zeros; they help with what comes after the product.
+      if (units * std::min<int64_t>(p_.batch, tiling.tile_rows()) <= 32 * groups * tiling.slabs()) break;
     }
   }
 
@@ -149,8 +153,8 @@ class Search {
     choice.tiling = tiling;
     choice.groups_per_launch = static_cast<int>(groups);
     if (exchange_ == Exchange::grid) {
-      int64_t const recurrences = groups * p_.heads;
-      choice.exchange_bytes = static_cast<size_t>(recurrences * (tiling.exchange_quads() * 16 + tiling.flags() * 4));
+      int64_t const flag_quads = ceil_div(tiling.flags(), 4), recurrences = groups * p_.heads;
+      choice.exchange_bytes = static_cast<size_t>(recurrences * (tiling.exchange_quads() + flag_quads) * 16);
     }
     timing_.predict(choice);
     if (!best_.fits || choice.us(p_.steps) < best_.us(p_.steps)) best_ = choice;

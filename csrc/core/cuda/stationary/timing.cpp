@@ -46,13 +46,16 @@ double Timing::pointwise(const Tiling& t) const {
   double const rounds = ceil_div(static_cast<int64_t>(items), t.threads());
   double const special = items * special_operations(p_.cell, t.sweep) / c_.special_lanes;
   double const sums = rounds * t.row_gates * t.depth_splits * 4;
-  double const gates = rounds * 8 * static_cast<double>(p_.gates());
-  return c_.pointwise_latency + special + sums + gates + c_.barrier;
+  // A thread's first unit is loaded while the operand travels; those after it are waited for.
+  return c_.pointwise_latency + special + sums + (rounds - 1) * c_.memory_latency + 2 * c_.barrier;
 }
 
-double Timing::fetch(const Tiling& t) const {
+double Timing::fetch(const Choice& choice) const {
+  const Tiling& t = choice.tiling;
   if (t.exchange != Exchange::grid) return 0;
-  return t.operand_quads() * 16 / c_.l2_bytes + c_.barrier;
+  double const blocks = static_cast<double>(choice.groups_per_launch * p_.heads * t.blocks());
+  double const rate = std::min(c_.l2_bytes_alone, c_.l2_bytes * device_.multiprocessors / blocks);
+  return t.operand_quads() * 16 / rate + c_.barrier;
 }
 
 double Timing::hop(const Tiling& t) const {
@@ -75,7 +78,7 @@ double Timing::memory_us(const Tiling& t) const {
 
 void Timing::predict(Choice& choice) const {
   const Tiling& t = choice.tiling;
-  double const busy = product(choice) + pointwise(t) + fetch(t);
+  double const busy = product(choice) + pointwise(t) + fetch(choice);
   // While one tile's operand travels, the block works on its other tiles.
   double const step = std::max(t.tiles * busy, busy + hop(t));
 
@@ -83,13 +86,14 @@ void Timing::predict(Choice& choice) const {
   double const recurrences = static_cast<double>(choice.groups_per_launch * p_.heads);
   double waves = 1, crowd = 1;
   if (t.exchange == Exchange::cluster) {
-    waves = ceil_div(static_cast<int64_t>(recurrences) * t.teams, resident_clusters(device_, t.team));
+    waves = ceil_div(static_cast<int64_t>(recurrences) * t.teams, std::max(1, resident_clusters(device_, t.team)));
   } else if (t.exchange == Exchange::block) {
+    int const multiprocessors = std::max(device_.multiprocessors, 1);
     int const by_registers = device_.registers / (registers_per_thread(t) * t.threads());
     int const fit = std::max(1, std::min(by_registers, device_.shared_bytes / (t.shared_bytes() + 1024)));
     int64_t const blocks = static_cast<int64_t>(recurrences) * t.teams;
-    double const on_one = ceil_div(blocks, device_.multiprocessors);
-    waves = ceil_div(blocks, int64_t{fit} * device_.multiprocessors);
+    double const on_one = ceil_div(blocks, multiprocessors);
+    waves = ceil_div(blocks, int64_t{fit} * multiprocessors);
     crowd = std::min<double>(fit, on_one);
   }
   // Blocks that share a multiprocessor hide each other's waits, but not their work: half of a step, about.

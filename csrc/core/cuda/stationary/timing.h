@@ -21,7 +21,7 @@ class Timing {
  private:
   double product(const Choice& choice) const;  // these in cycles of one block and tile
   double pointwise(const Tiling& tiling) const;
-  double fetch(const Tiling& tiling) const;      // of the operand, by every block
+  double fetch(const Choice& choice) const;      // of the operand, by every block
   double hop(const Tiling& tiling) const;        // from the last store to the first load
   double memory_us(const Tiling& tiling) const;  // gates and outputs of a step, all groups
 
