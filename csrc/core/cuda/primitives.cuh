@@ -4,6 +4,17 @@
 
 #include <cstdint>
 
+namespace rnnkern::device {
+
+// Whether what is being compiled has clusters. A kernel that needs them is empty where there are none.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool kHasClusters = false;
+#else
+inline constexpr bool kHasClusters = true;
+#endif
+
+}  // namespace rnnkern::device
+
 #if !defined(__CUDACC__)
 #include "emulation/primitives.h"
 #else

@@ -157,8 +157,10 @@ class BackwardSweep {
 template <class Cell, Math math, Exchange exchange, int granules>
 RNNKERN_KERNEL(capacity(exchange, Sweep::backward, granules).threads)
 void backward_kernel(const RNNKERN_PARAMETER BackwardArgs<Cell, storage_t<math>> args) {
-  Place const place = Place::of(args.tiling);
-  BackwardSweep<Cell, math, exchange, granules>(args, place).run(place);
+  if constexpr (exchange != Exchange::cluster || device::kHasClusters) {
+    Place const place = Place::of(args.tiling);
+    BackwardSweep<Cell, math, exchange, granules>(args, place).run(place);
+  }
 }
 
 }  // namespace rnnkern::stationary

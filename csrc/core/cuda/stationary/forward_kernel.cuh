@@ -162,8 +162,10 @@ class ForwardSweep {
 template <class Cell, Math math, Exchange exchange, int granules>
 RNNKERN_KERNEL(capacity(exchange, Sweep::forward, granules).threads)
 void forward_kernel(const RNNKERN_PARAMETER ForwardArgs<Cell, storage_t<math>> args) {
-  Place const place = Place::of(args.tiling);
-  ForwardSweep<Cell, math, exchange, granules>(args, place).run(place);
+  if constexpr (exchange != Exchange::cluster || device::kHasClusters) {
+    Place const place = Place::of(args.tiling);
+    ForwardSweep<Cell, math, exchange, granules>(args, place).run(place);
+  }
 }
 
 }  // namespace rnnkern::stationary
