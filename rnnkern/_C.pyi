@@ -29,6 +29,8 @@ def plan(
     save: bool = False,
     recompute: bool = False,
     threads: int = 0,
+    device_index: int = 0,
+    gpu: dict[str, float] | None = None,
 ) -> dict[str, Any]: ...
 def step(
     x: Tensor,

@@ -34,7 +34,7 @@ def strategy(name: str) -> Iterator[None]:
     """Forces a strategy for calls on its backend; a call that it does not support raises.
 
     Args:
-        name: one of `strategies()`.
+        name: one of `strategies()`, or "stationary" for any exchange of that one.
     """
     previous = _C.force_strategy(name)
     try:
@@ -49,14 +49,20 @@ def plan(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> di
     Returns:
         `backend`; the first layer's `strategy`, `workers`, `split` and `rejected`, why not the other strategies;
         `bytes`, memory beside the results while it runs; `saved_bytes`, the gates kept for backward; `floor_us`, what
-        the hardware needs at least; `layers`, the same for each; `notes`, what runs slower than that.
+        the hardware needs at least; `layers`, the same for each; `notes`, what runs slower than that. On a GPU also
+        `forward` and, where gradients are wanted, `backward`: the first layer's `strategy`, `us_per_step` and `us` as
+        predicted, `bytes`, `rejected`, and of a stationary one `exchange`, `arithmetic`, `blocks`, `team` (blocks that
+        hold the weights once), `threads`, `units` of a block, `tiles` of `tile_rows` batch rows, `shared_bytes`.
     """
     if not isinstance(layer, (Recurrent, RecurrentCell)):
         raise TypeError(
             f"layer must be a layer or a cell of rnnkern, got {type(layer).__module__}.{type(layer).__qualname__}; "
             "rnnkern.convert() swaps those of torch.nn"
         )
-    problem = _problem(layer, input)
+    return _plan(layer, _problem(layer, input))
+
+
+def _plan(layer: Recurrent | RecurrentCell, problem: dict[str, Any]) -> dict[str, Any]:
     layers = []
     directions = problem["groups"]
     for index in range(getattr(layer, "num_layers", 1)):
@@ -80,18 +86,38 @@ def plan(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> di
 
 def explain(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> str:
     """`plan(layer, input)` in words."""
-    found = plan(layer, input)
+    return _explain(layer, plan(layer, input))
+
+
+def _explain(layer: Recurrent | RecurrentCell, found: dict[str, Any]) -> str:
     count = len(found["layers"])
     split = "" if found["split"] == "none" else f", split by {found['split']}"
-    lines = [
-        f"{layer} on {found['backend']}",
-        f"  strategy  {found['strategy']}, workers: {found['workers']}{split}",
+    workers = f", workers: {found['workers']}{split}" if found["backend"] == "cpu" else ""
+    sweeps = {name: found[name] for name in ("forward", "backward") if name in found}
+    lines = [f"{layer} on {found['backend']}", f"  strategy  {found['strategy']}{workers}"]
+    lines += [f"  {name:<8}  {_sweep(sweep)}" for name, sweep in sweeps.items()]
+    lines += [
         f"  memory    {found['bytes']:,} bytes while it runs, {found['saved_bytes']:,} bytes kept for backward",
         f"  floor     {found['floor_us']:.1f} µs" + (f" for {count} layers" if count > 1 else ""),
     ]
     lines += [f"  not {name}: {reason}" for name, reason in found["rejected"].items()]
+    if "backward" in sweeps:
+        lines += [f"  backward, not {name}: {reason}" for name, reason in sweeps["backward"]["rejected"].items()]
     lines += [f"  note: {note}" for note in found["notes"]]
     return "\n".join(lines)
+
+
+def _sweep(sweep: dict[str, Any]) -> str:
+    """One sweep of a GPU plan in words."""
+    layout = ""
+    if "exchange" in sweep:
+        layout = (
+            f" in {sweep['arithmetic']}, {sweep['blocks']} blocks of {sweep['threads']} threads, {sweep['team']} to a "
+            f"copy of the weights, {sweep['units']} units each, {sweep['tiles']} x {sweep['tile_rows']} batch rows, "
+            f"{sweep['shared_bytes']:,} bytes of shared memory"
+        )
+    time = f"predicted {sweep['us_per_step']:.2f} µs a step, {sweep['us']:.1f} µs in all"
+    return f"{sweep['strategy']}{layout}; {sweep['bytes']:,} bytes; {time}"
 
 
 def _problem(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> dict[str, Any]:
@@ -135,6 +161,7 @@ def _problem(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -
         "save": gradient,
         "recompute": False,
         "threads": torch.get_num_threads(),
+        "device_index": device.index or 0,
     }
     if isinstance(layer, Recurrent):
         problem.update(

@@ -8,6 +8,10 @@
 
 #include "../core/cpu/simd.h"
 #include "layer.h"
+#if defined(RNNKERN_WITH_CUDA)
+#include "../core/cuda/stationary/device.h"
+#include "cuda_platform.h"
+#endif
 
 namespace py = pybind11;
 
@@ -33,22 +37,78 @@ py::dict build_info() {
   return info;
 }
 
-py::dict describe(const Plan& plan) {
-  py::dict out, rejected;
+using Reasons = std::vector<std::pair<std::string, std::string>>;
+
+py::dict by_name(const Reasons& reasons) {
+  py::dict out;
+  for (auto const& [strategy, reason] : reasons) out[py::str(strategy)] = reason;
+  return out;
+}
+
+py::dict describe(const SweepPlan& plan, const Problem& problem) {
+  py::dict out;
+  out["strategy"] = plan.strategy;
+  out["bytes"] = plan.bytes;
+  out["us_per_step"] = plan.us_per_step;
+  out["us"] = plan.us;
+  out["rejected"] = by_name(plan.rejected);
+  if (plan.stepwise()) return out;
+  stationary::Choice const& choice = plan.stationary;
+  stationary::Tiling const& tiling = choice.tiling;
+  out["exchange"] = name(tiling.exchange);
+  out["arithmetic"] = name(choice.math, choice.exact);
+  out["groups_per_launch"] = choice.groups_per_launch;
+  out["blocks"] = tiling.blocks() * problem.heads * choice.groups_per_launch;
+  out["team"] = tiling.team;
+  out["threads"] = tiling.threads();
+  out["units"] = tiling.units;
+  out["tiles"] = tiling.tiles;
+  out["tile_rows"] = tiling.tile_rows();
+  out["shared_bytes"] = tiling.shared_bytes();
+  return out;
+}
+
+py::dict describe(const Plan& plan, const Problem& problem) {
+  py::dict out;
   out["strategy"] = plan.strategy;
   out["workers"] = plan.workers;
   out["split"] = name(plan.split);
   out["bytes"] = plan.bytes;
   out["floor_us"] = plan.floor_us;
-  for (auto const& [strategy, reason] : plan.rejected) rejected[py::str(strategy)] = reason;
-  out["rejected"] = rejected;
+  out["rejected"] = by_name(plan.rejected);
+  if (plan.forward) out["forward"] = describe(*plan.forward, problem);
+  if (plan.backward) out["backward"] = describe(*plan.backward, problem);
   return out;
+}
+
+// The GPU of a plan: `given`, by the names of its members, or the one with this index.
+std::optional<DeviceFacts> facts_of(const std::optional<py::dict>& given, [[maybe_unused]] int device_index) {
+  if (given) {
+    DeviceFacts device;
+    auto const take = [&](const char* key, auto& member) {
+      if (given->contains(key)) member = (*given)[key].cast<std::remove_reference_t<decltype(member)>>();
+    };
+    take("capability", device.capability);
+    take("multiprocessors", device.multiprocessors);
+    take("shared_bytes", device.shared_bytes);
+    take("registers", device.registers);
+    take("max_cluster", device.max_cluster);
+    take("clock_ghz", device.clock_ghz);
+    take("bandwidth_gbs", device.bandwidth_gbs);
+    take("l2_bytes", device.l2_bytes);
+    return device;
+  }
+#if defined(RNNKERN_WITH_CUDA)
+  return device_facts(device_index);
+#else
+  return std::nullopt;
+#endif
 }
 
 py::dict plan_of(const std::string& cell, const std::string& dtype, const std::string& device, int64_t steps,
                  int64_t batch, int64_t rows, int64_t input_size, int64_t hidden_size, int64_t proj_size, int64_t heads,
                  int64_t groups, bool bias, bool packed, bool lengths, bool reset, bool recurrent_mask, bool zoneout,
-                 bool save, bool recompute, int threads) {
+                 bool save, bool recompute, int threads, int device_index, const std::optional<py::dict>& gpu) {
   Problem problem;
   problem.backend = device == "cuda" ? Backend::cuda : Backend::cpu;
   problem.steps = steps, problem.batch = batch, problem.rows = rows;
@@ -57,11 +117,16 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
   problem.packed = packed, problem.lengths = lengths, problem.reset = reset;
   problem.recurrent_mask = recurrent_mask, problem.zoneout = zoneout, problem.save = save,
   problem.recompute = recompute;
+#if defined(RNNKERN_WITH_CUDA)
+  problem.tf32 = problem.backend == Backend::cuda && rnn_tf32_allowed();
+#endif
   try {
     CellName const& named = find_name(kCellNames, "cell", cell);
     problem.cell = named.kind, problem.activation = named.activation;
     problem.dtype = find_name(kDtypeNames, "dtype", dtype).dtype;
-    return describe(plan(problem, threads > 0 ? threads : max_workers()));
+    std::optional<DeviceFacts> known;
+    if (problem.backend == Backend::cuda) known = facts_of(gpu, device_index);
+    return describe(plan(problem, threads > 0 ? threads : max_workers(), known ? &*known : nullptr), problem);
   } catch (const Error& error) {
     throw py::value_error(error.message);
   }
@@ -121,7 +186,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("batch"), py::arg("rows"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size") = 0,
              py::arg("heads") = 1, py::arg("groups") = 1, py::arg("bias") = true, py::arg("packed") = false,
              py::arg("lengths") = false, py::arg("reset") = false, py::arg("recurrent_mask") = false,
-             py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("threads") = 0);
+             py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("threads") = 0,
+             py::arg("device_index") = 0, py::arg("gpu") = py::none());
   module.def("step", step, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
              py::arg("num_layers"), py::arg("heads"), py::arg("zoneout"));
 }

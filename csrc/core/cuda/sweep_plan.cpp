@@ -74,7 +74,20 @@ double cuda_floor_us(const Problem& p, const DeviceFacts& device) {
 }
 
 const char* name(Exchange exchange) {
-  return exchange == Exchange::block ? "block" : exchange == Exchange::cluster ? "cluster" : "grid";
+  switch (exchange) {
+    case Exchange::block: return "block";
+    case Exchange::cluster: return "cluster";
+    default: return "grid";
+  }
+}
+
+const char* name(stationary::Math math, bool exact) {
+  switch (math) {
+    case stationary::Math::bfloat16: return "bfloat16";
+    case stationary::Math::float16: return "float16";
+    case stationary::Math::tf32: return exact ? "3xTF32" : "TF32";
+    default: return "float32";
+  }
 }
 
 SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& device, const std::string& forced) {

@@ -31,5 +31,6 @@ SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& dev
 double cuda_floor_us(const Problem& problem, const DeviceFacts& device);
 
 const char* name(stationary::Exchange exchange);
+const char* name(stationary::Math math, bool exact);
 
 }  // namespace rnnkern
