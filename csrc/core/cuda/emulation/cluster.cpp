@@ -45,20 +45,45 @@ void Machine::announce_mbarriers(Site) {
 void Machine::expect_mbarrier(uint32_t address, uint32_t bytes, Site site) {
   Thread& thread = self();
   Mbarrier& mbarrier = mbarrier_at(*thread.owner, address, site);
+  if (races_ && !thread.clock.snapshot().knows(mbarrier.clock.made)) {
+    fail_at("uses an mbarrier that another thread initialised, with nothing in between", site);
+  }
+  mbarrier.bytes += bytes;
+  arrive(mbarrier, site);
+}
+
+void Machine::arrive_remote(uint32_t address, int rank, Site site) {
+  Block& block = block_of_cluster(rank, "arrives at", site);
+  Mbarrier& mbarrier = mbarrier_at(block, address, site);
+  if (races_ && (!mbarrier.announced || !self().clock.snapshot().knows(mbarrier.clock.made))) {
+    fail_at("arrives at block " + std::to_string(block.index) +
+                ", whose mbarrier may not be initialised yet: mbarrier_init_done and cluster_sync must come between",
+            site);
+  }
+  arrive(mbarrier, site);
+}
+
+void Machine::arrive(Mbarrier& mbarrier, Site site) {
   if (mbarrier.pending == 0) {
     fail_at("arrives at mbarrier " + std::to_string(mbarrier.index) + " more than " +
                 std::to_string(mbarrier.arrivals) + " times in phase " + std::to_string(mbarrier.phase),
             site);
   }
-  if (races_) {
-    if (!thread.clock.snapshot().knows(mbarrier.clock.made)) {
-      fail_at("uses an mbarrier that another thread initialised, with nothing in between", site);
-    }
-    races_->gather(mbarrier.clock, thread.clock);
-  }
-  mbarrier.bytes += bytes;
+  if (races_) races_->gather(mbarrier.clock, self().clock);
   --mbarrier.pending;
   complete_if_done(mbarrier);
+}
+
+Block& Machine::block_of_cluster(int rank, const char* what, Site site) {
+  if (rank < 0 || rank >= shape_.cluster) {
+    fail_at(std::string(what) + " rank " + std::to_string(rank) + " of a cluster of " + std::to_string(shape_.cluster),
+            site);
+  }
+  Block& block = blocks_[self().owner->cluster->first_block + rank];
+  if (!block.running()) {
+    fail_at(std::string(what) + " block " + std::to_string(block.index) + ", which has ended", site);
+  }
+  return block;
 }
 
 void Machine::wait_mbarrier(uint32_t address, int parity, Site site) {
@@ -96,14 +121,9 @@ void Machine::complete_if_done(Mbarrier& mbarrier) {
 void Machine::store_remote(uint32_t to, int rank, const uint32_t (&word)[4], uint32_t mbarrier, Site site) {
   Thread& thread = self();
   ++statistics_.remote_stores;
-  if (rank < 0 || rank >= shape_.cluster) {
-    fail_at("stores to rank " + std::to_string(rank) + " of a cluster of " + std::to_string(shape_.cluster), site);
-  }
-  RemoteStore store = {
-      thread.owner->cluster->first_block + rank, to, mbarrier, {}, site, thread.block, thread.index, {}};
+  Block& block = block_of_cluster(rank, "stores to", site);
+  RemoteStore store = {block.index, to, mbarrier, {}, site, thread.block, thread.index, {}};
   std::memcpy(store.word, word, sizeof store.word);
-  Block& block = blocks_[store.block];
-  if (!block.running()) fail_at("stores to block " + std::to_string(store.block) + ", which has ended", site);
   Mbarrier const& target = mbarrier_at(block, mbarrier, site);
   if (races_) {
     store.issued = thread.clock.snapshot();

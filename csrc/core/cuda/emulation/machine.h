@@ -152,6 +152,7 @@ class Machine {
   void init_mbarrier(uint32_t address, int arrivals, Site site);
   void announce_mbarriers(Site site);
   void expect_mbarrier(uint32_t address, uint32_t bytes, Site site);
+  void arrive_remote(uint32_t address, int rank, Site site);
   void wait_mbarrier(uint32_t address, int parity, Site site);
   void store_remote(uint32_t to, int rank, const uint32_t (&word)[4], uint32_t mbarrier, Site site);
 
@@ -173,6 +174,8 @@ class Machine {
   uint32_t random(uint32_t below) { return static_cast<uint32_t>(random_() % below); }
 
   // --- cluster.cpp ---
+  void arrive(Mbarrier& mbarrier, Site site);
+  Block& block_of_cluster(int rank, const char* what, Site site);
   Mbarrier& mbarrier_at(Block& block, uint32_t address, Site site);
   void complete_if_done(Mbarrier& mbarrier);
   void deliver(const RemoteStore& store);

@@ -117,6 +117,9 @@ void mbarrier_init_done(Site site) { Machine::current().announce_mbarriers(site)
 void mbarrier_expect(Shared<uint64_t> b, int i, uint32_t bytes, Site site) {
   Machine::current().expect_mbarrier(b.place(i, site), bytes, site);
 }
+void mbarrier_arrive(Shared<uint64_t> b, int i, int rank, Site site) {
+  Machine::current().arrive_remote(b.place(i, site), rank, site);
+}
 void mbarrier_wait(Shared<uint64_t> b, int i, int parity, Site site) {
   Machine::current().wait_mbarrier(b.place(i, site), parity, site);
 }

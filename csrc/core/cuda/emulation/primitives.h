@@ -130,6 +130,7 @@ void cluster_sync(Site site = Site::current());
 void mbarrier_init(Shared<uint64_t> b, int i, int arrivals, Site site = Site::current());
 void mbarrier_init_done(Site site = Site::current());
 void mbarrier_expect(Shared<uint64_t> b, int i, uint32_t bytes, Site site = Site::current());
+void mbarrier_arrive(Shared<uint64_t> b, int i, int rank, Site site = Site::current());
 void mbarrier_wait(Shared<uint64_t> b, int i, int parity, Site site = Site::current());
 void store_async(Shared<Quad> to, int i, int rank, Quad value, Shared<uint64_t> b, int j, Site site = Site::current());
 

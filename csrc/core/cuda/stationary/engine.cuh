@@ -82,7 +82,9 @@ class Engine {
   RNNKERN_DEVICE void wait(int p, int tile) const { link_.wait(p, tile); }
 
   // The two float states of an element of the block's part of the batch; only the thread that owns it comes here.
-  RNNKERN_DEVICE float state(int which, int tile, int item) const { return arrays_.state.ld(state_at(which, tile, item)); }
+  RNNKERN_DEVICE float state(int which, int tile, int item) const {
+    return arrays_.state.ld(state_at(which, tile, item));
+  }
   RNNKERN_DEVICE void set_state(int which, int tile, int item, float value) const {
     arrays_.state.st(state_at(which, tile, item), value);
   }
@@ -110,7 +112,7 @@ class Engine {
         sums[tile][granule].finish();
         int const row = row_group * rows_per_group(sweep) + tile * 16 + g;
         int const at = (split * t_.tile_rows() + granule * kGranule + 2 * q) * t_.padded_rows() + row;
-        const float(&sum)[4] = sums[tile][granule].sum;
+        const float (&sum)[4] = sums[tile][granule].sum;
         arrays_.partial.st(at, sum[0]);
         arrays_.partial.st(at + t_.padded_rows(), sum[1]);
         arrays_.partial.st(at + 8, sum[2]);

@@ -81,7 +81,9 @@ class BlockLink {
   Shared<Quad> operand_;
 };
 
-// A cluster: a block stores its part into the shared memory of all others, where each store counts on a barrier.
+// A cluster: a block stores its part into the shared memory of all others, where each store counts on a barrier. So
+// does a plain arrival of each block: a store says only that it has come, an arrival also that the block that sent it
+// has read the operand before, which the next one overwrites.
 class ClusterLink : public BlockLink {
  public:
   RNNKERN_DEVICE ClusterLink(const Tiling& t, const Place& place, const Arrays& arrays, Quad* exchange, uint32_t* flags)
@@ -89,8 +91,8 @@ class ClusterLink : public BlockLink {
 
   RNNKERN_DEVICE void begin() {
     if (device::thread_index() == 0) {
-      device::mbarrier_init(barriers_, 0, 1);
-      device::mbarrier_init(barriers_, 1, 1);
+      device::mbarrier_init(barriers_, 0, t_.team);
+      device::mbarrier_init(barriers_, 1, t_.team);
       device::mbarrier_init_done();
     }
     BlockLink::begin();
@@ -105,6 +107,8 @@ class ClusterLink : public BlockLink {
       int const quad = slot(p) + operand_quad(t_, chunk, piece % t_.tile_rows());
       device::store_async(operand_, quad, other + (other >= rank_), operand_.ld(quad), barriers_, p % 2);
     }
+    int const other = device::thread_index();
+    if (other < t_.team - 1) device::mbarrier_arrive(barriers_, p % 2, other + (other >= rank_));
   }
 
   RNNKERN_DEVICE void wait(int p, int) const {

@@ -53,8 +53,7 @@ class Field {
     stepwise::Calendar const calendar{a_.steps, a_.batch, group().offsets};
     bool const reverse = group().reverse;
     int64_t const t = reverse ? a_.steps - 1 - index : index, stride = reverse ? -1 : 1;
-    return {reverse,           group().lengths,     group().reset, calendar.at(t - stride),
-            calendar.at(t), calendar.at(t + stride)};
+    return {reverse, group().lengths, group().reset, calendar.at(t - stride), calendar.at(t), calendar.at(t + stride)};
   }
 
  private:

@@ -18,8 +18,8 @@ enum class Math { bfloat16, float16, tf32, fma };  // tf32 also serves 3xTF32
 inline constexpr int kGranule = 8;                  // batch rows of one tensor-core tile
 inline constexpr int kSlabBytes = 64, kChunks = 4;  // a slab's depth, in bytes and in pieces of 16 bytes
 inline constexpr int kRowPadding = 4;               // of the partial sums: neighbouring batch rows in other banks
-inline constexpr int kMaxTeam = 160;   // blocks
-inline constexpr int kMaxGroups = 8;   // of one launch; a kernel's arguments are at most 4 KB
+inline constexpr int kMaxTeam = 160;                // blocks
+inline constexpr int kMaxGroups = 8;                // of one launch; a kernel's arguments are at most 4 KB
 
 // The compiled kernels of an exchange, direction and granule: threads at most, and slabs that stay in registers.
 struct Capacity {
@@ -67,9 +67,9 @@ struct Tiling {
   RNNKERN_HD constexpr int shared_slabs() const { return split_slabs() - register_slabs(); }  // of a warp
 
   // Pieces of 16 bytes.
-  RNNKERN_HD constexpr int operand_quads() const { return granules * slabs() * 32; }           // of a tile, once
-  RNNKERN_HD constexpr int outbox_quads() const { return block_chunks() * tile_rows(); }       // a block's part of it
-  RNNKERN_HD constexpr int slab_quads() const { return rows_per_group(sweep) / 8 * 32; }       // weights of a warp
+  RNNKERN_HD constexpr int operand_quads() const { return granules * slabs() * 32; }      // of a tile, once
+  RNNKERN_HD constexpr int outbox_quads() const { return block_chunks() * tile_rows(); }  // a block's part of it
+  RNNKERN_HD constexpr int slab_quads() const { return rows_per_group(sweep) / 8 * 32; }  // weights of a warp
 
   // Shared memory, in bytes, in this order.
   RNNKERN_HD constexpr int operand_copies() const { return exchange == Exchange::grid ? 1 : 2; }

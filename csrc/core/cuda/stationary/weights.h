@@ -17,9 +17,9 @@ RNNKERN_HD int64_t packed_quads(const Tiling& t) {
 template <class T>
 struct PackWeights {
   Tiling tiling;
-  bool round;            // to TF32
+  bool round;  // to TF32
   int64_t hidden, heads;
-  const T* w_hh;         // [G*H, H / heads]
+  const T* w_hh;  // [G*H, H / heads]
   Quad* packed;
 
   RNNKERN_HD void operator()(int64_t line, int64_t lane) const {
@@ -41,7 +41,8 @@ struct PackWeights {
 
     T values[per_quad];
     for (int i = 0; i < per_quad; ++i) values[i] = from_compute<T>(0);
-    bool const inside = row < tiling.rows() && slab < tiling.split_slabs() && chunk < tiling.team * tiling.block_chunks();
+    bool const inside =
+        row < tiling.rows() && slab < tiling.split_slabs() && chunk < tiling.team * tiling.block_chunks();
     if (inside && whole_slab < tiling.slabs()) {
       int64_t const size = hidden / heads;
       int const depth = chunk % tiling.block_chunks() * per_quad;
