@@ -321,10 +321,9 @@ RNNKERN_DEVICE void mbarrier_expect(Shared<uint64_t> b, int i, uint32_t bytes) {
 #endif
 }
 
-// Waits for the end of the phase of this parity; the first phase's is 0.
 // Arrives at the barrier of block `rank` of the cluster; what this thread knows of happened before the phase ends.
 RNNKERN_DEVICE void mbarrier_arrive(Shared<uint64_t> b, int i, int rank) {
-#if RNNKERN_SM_90
+#if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n\t.reg .b32 barrier;\n\t"
       "mapa.shared::cluster.u32 barrier, %0, %1;\n\t"
@@ -336,6 +335,7 @@ RNNKERN_DEVICE void mbarrier_arrive(Shared<uint64_t> b, int i, int rank) {
 #endif
 }
 
+// Waits for the end of the phase of this parity; the first phase's is 0.
 RNNKERN_DEVICE void mbarrier_wait(Shared<uint64_t> b, int i, int parity) {
 #if __CUDA_ARCH__ >= 900
   detail::Spin spin;
