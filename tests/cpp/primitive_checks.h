@@ -244,7 +244,8 @@ void check_flags(Runner& runner) {
   }
 }
 
-// --- Clusters: each block sends its number to all others, three times over two barriers ---
+// --- Clusters: each block sends its number to all others, four times over two barriers. An arrival says that the
+// sender has read what its next store overwrites. ---
 
 RNNKERN_KERNEL(32) void cluster_exchange(const RNNKERN_PARAMETER Args args) {
   if constexpr (kHasClusters) {
@@ -252,8 +253,8 @@ RNNKERN_KERNEL(32) void cluster_exchange(const RNNKERN_PARAMETER Args args) {
     auto const quads = carve<Quad>(0, 2 * size * 32);
     auto const barriers = carve<uint64_t>(2 * size * 32 * 16, 2);
     if (thread_index() == 0) {
-      mbarrier_init(barriers, 0, 1);
-      mbarrier_init(barriers, 1, 1);
+      mbarrier_init(barriers, 0, size);
+      mbarrier_init(barriers, 1, size);
       mbarrier_init_done();
     }
     cluster_sync();
@@ -265,12 +266,14 @@ RNNKERN_KERNEL(32) void cluster_exchange(const RNNKERN_PARAMETER Args args) {
       for (int rank = 0; rank < size; ++rank) {
         store_async(quads, (slot * size + own) * 32 + thread_index(), rank, {{word, word, word, word}}, barriers, slot);
       }
+      sync_warp();
+      if (thread_index() < size && thread_index() != own) mbarrier_arrive(barriers, slot, thread_index());
       mbarrier_wait(barriers, slot, turn / 2 % 2);
       for (int rank = 0; rank < size; ++rank) {
         sum += quads.ld((slot * size + rank) * 32 + (thread_index() + turn) % 32).word[turn];
       }
-      cluster_sync();
     }
+    cluster_sync();  // no block ends while another may still arrive
     args.out[block_index() * 32 + thread_index()] = sum;
   }
 }
