@@ -1,5 +1,6 @@
 """What the library says about itself: build, strategies, and how a call would run."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnkern
 from rnnkern import ops
 
+module = importlib.import_module("rnnkern.plan")  # whose name a function of the package has
+H100 = {
+    "capability": 90, "multiprocessors": 132, "shared_bytes": 232448, "registers": 65536, "max_cluster": 16,
+    "clock_ghz": 1.755, "bandwidth_gbs": 3350, "l2_bytes": 50 << 20,
+}  # fmt: skip
+A100 = H100 | {"capability": 80, "multiprocessors": 108, "shared_bytes": 166912, "max_cluster": 0, "clock_ghz": 1.41}
+T4 = H100 | {"capability": 75, "multiprocessors": 40, "shared_bytes": 65536, "max_cluster": 0, "clock_ghz": 1.59}
 X = torch.zeros(6, 4, 5)
 
 
@@ -26,7 +34,9 @@ def test_the_build_names_what_it_was_made_of():
 def test_strategies_are_those_compiled_in():
     strategies = rnnkern.strategies()
     assert strategies[0] == "simd"
-    assert ("stepwise" in strategies) == (rnnkern.build_info()["cuda"] is not None)
+    on_gpu = rnnkern.build_info()["cuda"] is not None
+    for name in ("stepwise", "stationary:block", "stationary:grid"):
+        assert (name in strategies) == on_gpu
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
@@ -119,3 +129,74 @@ def test_the_environment_forces_a_strategy_and_an_instruction_set():
 def test_a_strategy_of_another_backend_leaves_the_cpu_alone():
     with rnnkern.strategy("stepwise"):
         assert rnnkern.plan(rnnkern.GRU(5, 8), X)["strategy"] == "simd"
+
+
+def plan_on(gpu, layer, x):
+    """The plan for a GPU that need not be there: of its numbers alone."""
+    return module._plan(layer, module._problem(layer, x) | {"device": "cuda", "gpu": gpu})
+
+
+def test_a_gpu_plan_names_each_sweep():
+    layer, x = rnnkern.LSTM(64, 256, 2, bidirectional=True), torch.zeros(50, 16, 64)
+    plan = plan_on(H100, layer.bfloat16(), x.bfloat16())
+    assert plan["backend"] == "cuda" and plan["strategy"] == plan["forward"]["strategy"] == "stationary:cluster"
+    for name in ("forward", "backward"):
+        sweep = plan[name]
+        assert sweep["exchange"] == sweep["strategy"].split(":")[1] and sweep["arithmetic"] == "bfloat16"
+        assert sweep["units"] % 8 == 0 and sweep["units"] * sweep["team"] >= 256
+        copies = sweep["blocks"] // sweep["team"]  # of the weights of both directions
+        assert copies % 2 == 0 and copies // 2 * sweep["tiles"] * sweep["tile_rows"] >= 16
+        assert sweep["shared_bytes"] <= H100["shared_bytes"] and sweep["threads"] % 32 == 0
+        assert sweep["us"] > 50 * sweep["us_per_step"] > 0
+        assert set(sweep["rejected"]) == {"stepwise", *(f"stationary:{e}" for e in ("block", "cluster", "grid"))} - {
+            sweep["strategy"]
+        }
+    assert plan["bytes"] >= max(plan["forward"]["bytes"], plan["backward"]["bytes"])
+    assert plan["rejected"]["simd"] == "runs on cpu"
+    with torch.no_grad():
+        assert "backward" not in plan_on(H100, layer, x.bfloat16())
+
+
+def test_a_gpu_plan_says_what_is_missing():
+    layer, x = rnnkern.GRU(64, 256), torch.zeros(50, 16, 64)
+    ampere = plan_on(A100, layer, x)
+    assert ampere["strategy"] == "stationary:grid"
+    assert ampere["rejected"]["stationary:cluster"] == "no clusters on this GPU"
+    turing = plan_on(T4, layer, x)
+    assert turing["strategy"] == "stepwise" and "exchange" not in turing["forward"]
+    assert turing["rejected"]["stationary:grid"] == "needs compute capability 8.0, this is 7.5"
+    assert "float64" in plan_on(H100, layer.double(), x.double())["rejected"]["stationary:block"]
+
+
+def test_explain_prints_the_sweeps_of_a_gpu_plan():
+    layer = rnnkern.LSTM(64, 256).half()
+    plan = plan_on(H100, layer, torch.zeros(50, 16, 64).half())
+    text = module._explain(layer, plan)
+    assert text.startswith("LSTM(64, 256) on cuda\n") and "workers" not in text
+    for name in ("forward", "backward"):
+        sweep, (line,) = plan[name], [line for line in text.splitlines() if line.startswith(f"  {name:<8}  ")]
+        for part in (
+            sweep["strategy"],
+            f"{sweep['blocks']} blocks of {sweep['threads']} threads",
+            f"{sweep['units']} units",
+            f"{sweep['tiles']} x {sweep['tile_rows']} batch rows",
+            f"{sweep['bytes']:,} bytes",
+            f"{sweep['us_per_step']:.2f} µs a step",
+        ):
+            assert part in line
+    for name, reason in plan["backward"]["rejected"].items():
+        assert f"  backward, not {name}: {reason}" in text
+
+
+@pytest.mark.skipif(rnnkern.build_info()["cuda"] is None, reason="built without CUDA")
+def test_a_forced_strategy_that_cannot_run_says_why():
+    layer, x = rnnkern.LSTM(8, 1024).bfloat16(), torch.zeros(6, 4, 8).bfloat16()
+    with rnnkern.strategy("stationary"):
+        assert plan_on(A100, layer, x)["strategy"] == "stationary:grid"
+    with rnnkern.strategy("stepwise"):
+        assert plan_on(A100, layer, x)["strategy"] == "stepwise"
+    with (
+        rnnkern.strategy("stationary:block"),
+        pytest.raises(ValueError, match="'stationary:block' is forced, but .*need"),
+    ):
+        plan_on(A100, layer, x)

@@ -117,13 +117,13 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
   problem.packed = packed, problem.lengths = lengths, problem.reset = reset;
   problem.recurrent_mask = recurrent_mask, problem.zoneout = zoneout, problem.save = save,
   problem.recompute = recompute;
-#if defined(RNNKERN_WITH_CUDA)
-  problem.tf32 = problem.backend == Backend::cuda && rnn_tf32_allowed();
-#endif
   try {
     CellName const& named = find_name(kCellNames, "cell", cell);
     problem.cell = named.kind, problem.activation = named.activation;
     problem.dtype = find_name(kDtypeNames, "dtype", dtype).dtype;
+#if defined(RNNKERN_WITH_CUDA)
+    problem.tf32 = problem.backend == Backend::cuda && problem.dtype == Dtype::float32 && rnn_tf32_allowed();
+#endif
     std::optional<DeviceFacts> known;
     if (problem.backend == Backend::cuda) known = facts_of(gpu, device_index);
     return describe(plan(problem, threads > 0 ? threads : max_workers(), known ? &*known : nullptr), problem);
