@@ -97,7 +97,7 @@ Cell* Races::global(uintptr_t address) {
 void Races::read(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind, Site site) {
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
     if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch) && !(cell->strong && kind != Kind::plain)) {
-      report({{by.who, by.now}, site}, "reads", cell->write, "write");
+      report({{by.who, by.now}, site}, "reads memory", cell->write, "write");
     }
     if (cell->more == 0 && (cell->read.epoch.when == 0 || knows(by, cell->read.epoch))) {
       cell->read = {{by.who, by.now}, site};
@@ -142,11 +142,13 @@ void Races::write(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind,
   Access const access = {{by.who, by.now}, site};
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
     if (kind != Kind::strong) {
-      if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch)) report(access, "writes", cell->write, "write");
-      if (cell->read.epoch.when != 0 && !knows(by, cell->read.epoch)) report(access, "writes", cell->read, "read");
+      if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch))
+        report(access, "writes memory", cell->write, "write");
+      if (cell->read.epoch.when != 0 && !knows(by, cell->read.epoch))
+        report(access, "writes memory", cell->read, "read");
       if (cell->more != 0) {
         for (Access const& reader : readers_[cell->more - 1]) {
-          if (!knows(by, reader.epoch)) report(access, "writes", reader, "read");
+          if (!knows(by, reader.epoch)) report(access, "writes memory", reader, "read");
         }
       }
     }
@@ -160,7 +162,8 @@ void Races::write_since(Cell* cells, uint32_t bytes, const Snapshot& begun, Epoc
   Access const from = {begun.own, site};
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
     auto const check = [&](const Access& earlier, const char* what) {
-      if (earlier.epoch.when != 0 && !begun.knows(earlier.epoch)) report(from, "writes asynchronously", earlier, what);
+      if (earlier.epoch.when != 0 && !begun.knows(earlier.epoch))
+        report(from, "writes memory asynchronously", earlier, what);
     };
     check(cell->write, "write");
     check(cell->read, "read");
@@ -184,7 +187,7 @@ std::string Races::name(Epoch epoch) const {
 
 void Races::report(const Access& access, const char* what, const Access& earlier, const char* earlier_what) const {
   throw Error("race: " + name(access.epoch) + ", at " + text(access.site) + ": " + what +
-              " memory with nothing to order it after the " + earlier_what + " by " + name(earlier.epoch) + ", at " +
+              " with nothing to order it after the " + earlier_what + " by " + name(earlier.epoch) + ", at " +
               text(earlier.site));
 }
 
