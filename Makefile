@@ -3,6 +3,7 @@
 #   make test      all tests, C++ and Python            make lint      ruff, clang-format and mypy
 #   make bench     the quick benchmark, with a table    make format    rewrites sources in the project's format
 #   make sanitize  tests under ASan and UBSan           make clean     removes what was built (make distclean: .venv too)
+#   make kernels   with nvcc: checks the compiled CUDA kernels, writes csrc/core/cuda/KERNELS.tsv
 #   make gpu       on a CUDA machine, with the Python that is there: build, all tests, benchmark results
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BUILD_ENV := RNNKERN_BUILD_DIR=$(BUILD) CMAKE_ARGS=-DRNNKERN_TESTS=ON
 TORCH_STAMP := $(VENV)/.stamp-$(subst =,-,$(TORCH))
 
-.PHONY: build test bench sanitize gpu lint format clean distclean
+.PHONY: build test bench sanitize kernels gpu lint format clean distclean
 
 build: $(VENV)/.stamp-test
 	$(BUILD_ENV) $(BIN)/python setup.py -q build_ext --inplace
@@ -52,6 +53,10 @@ $(VENV)/.stamp-lint: pyproject.toml $(VENV)/.stamp-test
 	$(BUILD_ENV) $(PIP) --no-build-isolation -e '.[lint]'
 	touch $@
 
+$(VENV)/.stamp-kernels: pyproject.toml $(VENV)/.stamp-test
+	$(BUILD_ENV) $(PIP) --no-build-isolation -e '.[kernels]'
+	touch $@
+
 # --- Sanitizers: a copy of the package with its own extension, found before the other through PYTHONPATH. libstdc++
 # stands beside libasan because Python itself does not link it, and ASan looks for __cxa_throw as soon as it is loaded. ---
 SANITIZED := $(CURDIR)/build/sanitize
@@ -65,6 +70,16 @@ sanitize: $(VENV)/.stamp-test
 	cd $(SANITIZED) && $(SANITIZE_ENV) $(BIN)/python -c \
 		"import rnnkern._C as module; assert module.__file__.startswith('$(SANITIZED)'), module.__file__"
 	$(SANITIZE_ENV) $(BIN)/pytest $(PYTEST_ARGS) $(SANITIZE_TESTS)
+
+# --- The CUDA kernels as nvcc compiles them: no GPU is needed. The table is of the architectures that CI builds. ---
+NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc) nvcc)
+KERNEL_ARCHS ?= 8.0+PTX;9.0a
+
+kernels: $(VENV)/.stamp-kernels
+	$(BIN)/cmake -S . -B build/kernels -G Ninja -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja -DRNNKERN_TESTS=OFF \
+		-DRNNKERN_CUDA=ON -DCMAKE_CUDA_COMPILER=$(NVCC) "-DRNNKERN_CUDA_ARCHS=$(KERNEL_ARCHS)"
+	$(BIN)/cmake --build build/kernels
+	$(BIN)/python .ci/kernels.py build/kernels --write
 
 # --- A CUDA machine: no environment of ours and nothing downloaded. Failing tests do not keep the benchmark from running. ---
 GPU_ARCH = import torch; major, minor = torch.cuda.get_device_capability(); print(f'{major}.{minor}' + 'a' * (major >= 9))

@@ -132,20 +132,3 @@ def test_nvcc_of_another_cuda_is_named(build, monkeypatch, tmp_path):
     monkeypatch.delenv("RNNKERN_CUDA", raising=False)
     text = message(build.find_nvcc, CUDA_TORCH)
     assert f"{nvcc} is of CUDA 12.4, but torch was built with CUDA 13.0" in text
-
-
-@pytest.mark.parametrize(("spilled", "status"), [(0, 0), (8, 1)])
-def test_spilled_registers_fail_the_report(tmp_path, capsys, spilled, status):
-    log = tmp_path / "build.log"
-    log.write_text(
-        "ptxas info    : Compiling entry function 'step' for 'sm_90a'\n"
-        f"    0 bytes stack frame, {spilled} bytes spill stores, 0 bytes spill loads\n"
-        "ptxas info    : Used 40 registers, used 1 barriers\n"
-    )
-    assert load(ROOT / ".ci" / "ptxas_report.py").main(str(log)) == status
-    assert f"spill bytes: {spilled}\n" in capsys.readouterr().out
-
-
-def test_report_of_a_log_without_kernels_fails(tmp_path):
-    (tmp_path / "build.log").touch()
-    assert load(ROOT / ".ci" / "ptxas_report.py").main(str(tmp_path / "build.log")) == 1
