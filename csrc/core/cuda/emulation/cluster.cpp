@@ -138,11 +138,11 @@ void Machine::store_remote(uint32_t to, int rank, const uint32_t (&word)[4], uin
 }
 
 void Machine::deliver(const RemoteStore& store) {
-  std::string const place = "block " + std::to_string(store.from_block) + ", thread " +
-                            std::to_string(store.from_thread) + ", at " + text(store.site) + ": ";
   Block& block = blocks_[store.block];
   if (!block.running()) {
-    throw Error(place + "a store is on its way to block " + std::to_string(store.block) + ", which has ended");
+    throw Error("block " + std::to_string(store.from_block) + ", thread " + std::to_string(store.from_thread) +
+                ", at " + text(store.site) + ": a store is on its way to block " + std::to_string(store.block) +
+                ", which has ended");
   }
   Mbarrier& mbarrier = mbarrier_at(block, store.mbarrier, store.site);
   if (races_) {

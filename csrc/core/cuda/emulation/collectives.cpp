@@ -48,9 +48,9 @@ void Machine::barrier(Site site) {
   ++statistics_.barriers;
   block.arrived = 0;
   if (races_) {
-    std::vector<ThreadClock*> clocks(shape_.threads);
-    for (int i = 0; i < shape_.threads; ++i) clocks[i] = &block.threads[i].clock;
-    races_->join_all(clocks);
+    clocks_.clear();
+    for (int i = 0; i < shape_.threads; ++i) clocks_.push_back(&block.threads[i].clock);
+    races_->join_all(clocks_);
   }
   uint32_t const own = uint32_t{1} << thread.index % kLanes;
   for (int i = 0; i < shape_.threads; i += kLanes) {
@@ -72,16 +72,16 @@ void Machine::cluster_barrier(Site site) {
   if (++cluster.arrived < shape_.threads * shape_.cluster) return suspend(Wait::cluster, site);
   ++statistics_.barriers;
   cluster.arrived = 0;
-  std::vector<ThreadClock*> clocks;
+  clocks_.clear();
   for (int b = 0; b < shape_.cluster; ++b) {
     Block& block = blocks_[cluster.first_block + b];
     for (int i = 0; i < shape_.threads; ++i) {
       Thread& other = block.threads[i];
-      if (races_) clocks.push_back(&other.clock);
+      if (races_) clocks_.push_back(&other.clock);
       if (&other != &thread) wake(other);
     }
   }
-  if (races_) races_->join_all(clocks);
+  if (races_) races_->join_all(clocks_);
   progress();
 }
 

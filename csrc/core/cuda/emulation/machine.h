@@ -218,6 +218,8 @@ class Machine {
   size_t first_in_flight_ = 0;
   std::unordered_map<const void*, Flag> flags_;
   std::optional<Races> races_;
+  // Here and not on a fiber's stack, which is left as it stands when a launch fails.
+  std::vector<ThreadClock*> clocks_;
 };
 
 }  // namespace rnnkern::emulation

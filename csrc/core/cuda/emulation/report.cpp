@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
-#include <tuple>
 
 namespace rnnkern::emulation {
 
@@ -33,15 +32,25 @@ const char* name(Wait wait) {
   return "";
 }
 
+namespace {
+
+void add_range(std::string& out, int first, int last) {
+  if (!out.empty()) out += ", ";
+  out += std::to_string(first);
+  if (last == first) return;
+  out += '-';
+  out += std::to_string(last);
+}
+
+}  // namespace
+
 std::string ranges(uint32_t lanes) {
   std::string out;
   for (int i = 0; i < kLanes; ++i) {
     if ((lanes >> i & 1) == 0) continue;
     int last = i;
     while (last + 1 < kLanes && (lanes >> (last + 1) & 1) != 0) ++last;
-    if (!out.empty()) out += ", ";
-    out += std::to_string(i);
-    if (last > i) out += "-" + std::to_string(last);
+    add_range(out, i, last);
     i = last;
   }
   return out;
@@ -84,10 +93,7 @@ std::string Machine::deadlock() const {
       std::string const what = describe(block.threads[first]);
       int last = first;
       while (last + 1 < shape_.threads && describe(block.threads[last + 1]) == what) ++last;
-      std::string& threads = groups[what];
-      if (!threads.empty()) threads += ", ";
-      threads += std::to_string(first);
-      if (last > first) threads += "-" + std::to_string(last);
+      add_range(groups[what], first, last);
       first = last + 1;
     }
     out += "\n  block " + std::to_string(block.index) + ": ";

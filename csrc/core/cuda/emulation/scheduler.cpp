@@ -311,7 +311,7 @@ bool Machine::stir() {
     size_t const left = in_flight_.size() - first_in_flight_;
     std::swap(in_flight_[first_in_flight_], in_flight_[first_in_flight_ + random_() % left]);
   }
-  RemoteStore const store = in_flight_[first_in_flight_++];
+  RemoteStore const store = std::move(in_flight_[first_in_flight_++]);
   if (first_in_flight_ == in_flight_.size()) {
     in_flight_.clear();
     first_in_flight_ = 0;
