@@ -44,9 +44,6 @@ inline void check_resident(const Problem& p, const Choice& choice, const DeviceF
                            const std::string& where) {
   const Tiling& t = choice.tiling;
   int64_t const blocks = p.heads * choice.groups_per_launch * t.teams * t.team;
-  bool const granules =
-      t.granules == 1 || (t.granules == 4 && choice.math != Math::fma && t.exchange != Exchange::block);
-  expect(granules, "no such granules are compiled", where);
   expect(choice.groups_per_launch >= 1 && choice.groups_per_launch <= std::min<int64_t>(8, p.groups), "groups", where);
   expect(blocks < int64_t{1} << 31, "more blocks than a launch can have", where);
   switch (t.exchange) {
@@ -69,10 +66,10 @@ inline int64_t shared_bytes(const Problem& p, Sweep sweep, const Choice& choice)
   const Tiling& t = choice.tiling;
   int64_t const gates = p.gates(), element = int64_t(size_of(p.dtype));
   int64_t const depth_gates = sweep == Sweep::forward ? 1 : gates;
-  int64_t const tile_rows = 8 * t.granules, warp_rows = sweep == Sweep::forward ? 32 : 16;
+  int64_t const tile_rows = 8, warp_rows = sweep == Sweep::forward ? 32 : 16;
   int64_t const slabs = ceil_div(int64_t{t.team} * t.units * depth_gates * element, 64);
   int64_t const each = ceil_div(slabs, t.depth_splits);
-  int64_t const kept = stationary::capacity(t.exchange, sweep, t.granules).slabs;
+  int64_t const kept = stationary::capacity(t.exchange, sweep).slabs;
   int64_t const copies = t.exchange == Exchange::grid ? 1 : 2;
   int64_t bytes = copies * tile_rows * slabs * 64;
   if (t.exchange == Exchange::grid) bytes += tile_rows * t.units * depth_gates * element;
@@ -86,7 +83,7 @@ inline void check_layout(const Problem& p, Sweep sweep, const Choice& choice, co
                          const std::string& where) {
   const Tiling& t = choice.tiling;
   int64_t const size = p.hidden_size / p.heads, gates = p.gates();
-  int64_t const tile_rows = 8 * t.granules, warp_rows = sweep == Sweep::forward ? 32 : 16;
+  int64_t const tile_rows = 8, warp_rows = sweep == Sweep::forward ? 32 : 16;
   expect(t.sweep == sweep && t.element_bytes == int(size_of(p.dtype)), "another sweep's layout", where);
   expect(t.row_gates == (sweep == Sweep::forward ? gates : 1) && t.depth_gates == (sweep == Sweep::forward ? 1 : gates),
          "gates", where);

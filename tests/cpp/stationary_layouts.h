@@ -30,7 +30,7 @@ inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange excha
   t.row_gates = sweep == Sweep::forward ? static_cast<int>(p.gates()) : 1;
   t.depth_gates = sweep == Sweep::forward ? 1 : static_cast<int>(p.gates());
   auto const try_batch = [&] {
-    int64_t const all = ceil_div(p.batch, t.tile_rows());
+    int64_t const all = ceil_div(p.batch, stationary::kTileRows);
     for (int64_t teams = 1; teams <= all; ++teams) {
       int64_t const tiles = ceil_div(all, teams);
       if ((teams - 1) * tiles >= all || (exchange != Exchange::grid && tiles > 1)) continue;
@@ -40,34 +40,30 @@ inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange excha
     }
   };
   auto const try_depth = [&](int64_t team, int64_t units) {
-    int const warps = stationary::capacity(exchange, sweep, t.granules).threads / 32;
+    int const warps = stationary::capacity(exchange, sweep).threads / 32;
     t.team = static_cast<int>(team), t.units = static_cast<int>(units);
     t.row_groups = static_cast<int>(ceil_div(t.rows(), stationary::rows_per_group(sweep)));
     int const most = std::min(warps / std::max(t.row_groups, 1), t.slabs());
     for (t.depth_splits = 1; t.depth_splits <= most; ++t.depth_splits) try_batch();
   };
-  for (int granules : {1, 4}) {
-    if (granules == 4 && (exchange == Exchange::block || math == Math::fma || p.batch <= 3)) continue;
-    t.granules = granules;
-    if (exchange == Exchange::block) {
-      try_depth(1, ceil_div(size, 8) * 8);
-    } else if (exchange == Exchange::cluster) {
-      for (int team = 2; team <= kMaxCluster; team *= 2) try_depth(team, ceil_div(ceil_div(size, team), 8) * 8);
-    } else {
-      for (int64_t units = 8; units < size + 8; units += 8) try_depth(ceil_div(size, units), units);
-    }
+  if (exchange == Exchange::block) {
+    try_depth(1, ceil_div(size, 8) * 8);
+  } else if (exchange == Exchange::cluster) {
+    for (int team = 2; team <= kMaxCluster; team *= 2) try_depth(team, ceil_div(ceil_div(size, team), 8) * 8);
+  } else {
+    for (int64_t units = 8; units < size + 8; units += 8) try_depth(ceil_div(size, units), units);
   }
   return found;
 }
 
 // How many layouts had what a kernel must be seen to handle.
 struct Occurrences {
-  int several_blocks = 0, several_teams = 0, several_tiles = 0, several_splits = 0, wide_granules = 0;
+  int several_blocks = 0, several_teams = 0, several_tiles = 0, several_splits = 0;
   int weights_in_shared_memory = 0, idle_blocks = 0, planned = 0, single_group_launches = 0;
 
   void count(const Tiling& t, int64_t size) {
     several_blocks += t.team > 1, several_teams += t.teams > 1, several_tiles += t.tiles > 1;
-    several_splits += t.depth_splits > 1, wide_granules += t.granules > 1;
+    several_splits += t.depth_splits > 1;
     weights_in_shared_memory += t.shared_slabs() > 0;
     idle_blocks += int64_t{t.team - 1} * t.units >= size;
   }

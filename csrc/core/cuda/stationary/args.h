@@ -47,8 +47,9 @@ template <class Cell, class Group>
 struct SweepArgs {
   Cell cell;
   Tiling tiling;
-  bool exact;  // tf32: three products in the place of one
-  bool save;   // forward: keep what backward needs in `gates`
+  Sizes sizes;  // of `tiling`
+  bool exact;   // tf32: three products in the place of one
+  bool save;    // forward: keep what backward needs in `gates`
   int heads;
   int64_t steps, batch, hidden;
   int64_t gate_width;  // elements of a row of `gates`
@@ -69,5 +70,4 @@ using ForwardArgs = SweepArgs<Cell, ForwardGroup<T>>;
 template <class Cell, class T>
 using BackwardArgs = SweepArgs<Cell, BackwardGroup<T>>;
 
-// Blocks of a launch: recurrence (group, then head) by team by block.
 }  // namespace rnnkern::stationary

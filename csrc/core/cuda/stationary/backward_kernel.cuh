@@ -8,7 +8,7 @@
 
 namespace rnnkern::stationary {
 
-template <class Cell, Math math, Exchange exchange, int granules>
+template <class Cell, Math math, Exchange exchange>
 class BackwardSweep {
   using T = storage_t<math>;
   using Args = BackwardArgs<Cell, T>;
@@ -17,17 +17,18 @@ class BackwardSweep {
 
  public:
   RNNKERN_DEVICE BackwardSweep(const Args& args, const Place& place)
-      : a_(args), t_(args.tiling), field_(args, place), engine_(t_, place, args.exchange, args.flags, args.exact) {}
+      : a_(args), s_(args.sizes), field_(args, place),
+        engine_(s_, args.tiling, place, args.exchange, args.flags, args.exact) {}
 
   RNNKERN_DEVICE void run(const Place& place) {
     engine_.begin(group().weights, field_.head(), place.rank);
-    for (int tile = 0; tile < t_.tiles; ++tile) {
-      for (Item item(t_); item.inside(t_); item.next(t_)) start(tile, item);
+    for (int tile = 0; tile < field_.tiles(); ++tile) {
+      for (Item item = field_.first_item(); item.inside(); item.next(s_)) start(tile, item);
     }
     // After the last step there is one more product: the gradient of the initial state, where that is wanted.
     int const steps = static_cast<int>(a_.steps);
     for (int p = 0; p <= steps; ++p) {
-      for (int tile = 0; tile < t_.tiles; ++tile) {
+      for (int tile = 0; tile < field_.tiles(); ++tile) {
         step(p, tile, p > 0 && (p < steps || initial_wanted()), p + 1 < steps || (p < steps && initial_wanted()));
       }
     }
@@ -56,20 +57,22 @@ class BackwardSweep {
   }
 
   RNNKERN_DEVICE void step(int p, int tile, bool has_product, bool more) {
-    Item item(t_);
+    Item item = field_.first_item();
     Input input = load(p, tile, item);
     if (has_product) {
-      engine_.wait(p - 1, tile);
-      engine_.product(p - 1);
+      engine_.wait(p - 1, tile, field_.rows(tile));
+      engine_.product(p - 1, field_.rows(tile));
+    } else {
+      device::sync_threads();  // this tile's operand is put where the one before is sent from
     }
-    while (item.inside(t_)) {
+    while (item.inside()) {
       if (input.inside && p < a_.steps) update(p, tile, item, input, has_product);
       if (input.inside && p == a_.steps) finish(p, tile, item, has_product);
-      item.next(t_);
+      item.next(s_);
       input = load(p, tile, item);
     }
     if (more) {
-      engine_.publish(p, tile);
+      engine_.publish(p, tile, field_.rows(tile));
     } else {
       device::sync_threads();  // the next tile's product writes where this one is read
     }
@@ -149,17 +152,17 @@ class BackwardSweep {
   }
 
   const Args& a_;
-  const Tiling& t_;
+  const Sizes& s_;
   Field<Args> field_;
-  Engine<Sweep::backward, math, exchange, granules> engine_;
+  Engine<Sweep::backward, math, exchange> engine_;
 };
 
-template <class Cell, Math math, Exchange exchange, int granules>
-RNNKERN_KERNEL(capacity(exchange, Sweep::backward, granules).threads)
+template <class Cell, Math math, Exchange exchange>
+RNNKERN_KERNEL(capacity(exchange, Sweep::backward).threads)
 void backward_kernel(const RNNKERN_PARAMETER BackwardArgs<Cell, storage_t<math>> args) {
   if constexpr (exchange != Exchange::cluster || device::kHasClusters) {
     Place const place = Place::of(args.tiling);
-    BackwardSweep<Cell, math, exchange, granules>(args, place).run(place);
+    BackwardSweep<Cell, math, exchange>(args, place).run(place);
   }
 }
 

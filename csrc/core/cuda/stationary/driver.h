@@ -116,6 +116,7 @@ Args Driver<Cell, T, Device>::sweep_args(const Group* groups, int count) {
   Args args = {};
   args.cell = cell_;
   args.tiling = tiling_;
+  args.sizes = Sizes(tiling_, H_ / heads_);
   args.exact = choice_.exact;
   args.heads = static_cast<int>(heads_);
   args.steps = T_, args.batch = B_, args.hidden = H_;

@@ -2,129 +2,124 @@
 // from one step's operand to the next.
 #pragma once
 
-#include "../course.h"
 #include "exchange.cuh"
 
 namespace rnnkern::stationary {
 
-template <Sweep sweep, Math math, Exchange exchange, int granules>
+template <Sweep sweep, Math math, Exchange exchange>
 class Engine {
  public:
   using T = storage_t<math>;
   using Link = typename LinkOf<exchange>::type;
 
-  // `weights`: of all recurrences of this group, as PackWeights wrote them; `head` is this one's.
-  RNNKERN_DEVICE Engine(const Tiling& t, const Place& place, Quad* exchange_memory, uint32_t* flags, bool exact)
-      : t_(t), arrays_(t), link_(t, place, arrays_, exchange_memory, flags), exact_(exact) {}
+  RNNKERN_DEVICE Engine(const Sizes& sizes, const Tiling& tiling, const Place& place, Quad* const& exchange_memory,
+                        uint32_t* const& flags, const bool& exact)
+      : s_(sizes), arrays_{sizes}, link_(sizes, tiling, place, exchange_memory, flags), exact_(exact) {
+    int const row_group = device::warp_index() % tiling.row_groups, split = device::warp_index() / tiling.row_groups;
+    int const g = device::lane_index() / kChunks, q = device::lane_index() % kChunks;
+    first_slab_ = split * s_.split_slabs;
+    int const left = s_.slabs - first_slab_;
+    slabs_ = left < s_.split_slabs ? left : s_.split_slabs;
+    partial_ = split * s_.split_stride + 2 * q * s_.padded_rows + row_group * rows_per_group(sweep) + g;
+  }
 
-  RNNKERN_DEVICE void begin(const Quad* weights, int64_t head, int rank) {
-    int const lane = device::lane_index(), warp = device::warp_index(), rows = t_.slab_quads() / 32;
-    int64_t const own = ((head * t_.team + rank) * (t_.threads() / 32) + warp) * packed_warp_quads_() + lane;
-    const Quad* const packed = weights + own;
+  // `weights`: of all heads of this group, as PackWeights wrote them.
+  RNNKERN_DEVICE void begin(const Quad* weights, int head, int rank) {
+    int const lane = device::lane_index(), warps = s_.threads / 32, warp_quads = s_.split_slabs * kSlabQuads;
+    const Quad* const packed =
+        weights + (int64_t{head * s_.team + rank} * warps + device::warp_index()) * warp_quads + lane;
     RNNKERN_UNROLL for (int s = 0; s < kSlabs; ++s) {
-      if (s < t_.register_slabs()) {
+      if (s < s_.split_slabs) {
         RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-          weights_[s][tile] = {packed[(s * rows + 2 * tile) * 32], packed[(s * rows + 2 * tile + 1) * 32]};
+          weights_[s][tile] = {packed[s * kSlabQuads + 64 * tile], packed[s * kSlabQuads + 64 * tile + 32]};
         }
       }
     }
-    int const kept = t_.shared_slabs() * rows;
-    for (int i = 0; i < kept; ++i) {
-      arrays_.weights.st((warp * kept + i) * 32 + lane, packed[(t_.register_slabs() * rows + i) * 32]);
+    for (int i = 0; i < s_.shared_slabs * kSlabQuads; i += 32) {
+      arrays_.weights().st(shared_weights() + i, packed[kSlabs * kSlabQuads + i]);
     }
     link_.begin();
   }
 
-  // This block's rows times operand p: partial sums, one of each depth split. A barrier makes them readable.
-  RNNKERN_DEVICE void product(int p) {
-    Sum<math> sums[kTiles][granules];
-    int const warp = device::warp_index(), row_group = warp % t_.row_groups, split = warp / t_.row_groups;
-    int const first = split * t_.split_slabs(), left = t_.slabs() - first;
-    int const count = left < t_.split_slabs() ? left : t_.split_slabs();
-    Shared<Quad> const operand = link_.operand(p);
+  // This block's rows times operand p, of which `rows` batch rows count: partial sums, one of each depth split.
+  RNNKERN_DEVICE void product(int p, int rows) {
+    Sum<math, kChains> sums[kTiles];
+    Shared<Quad> const operand = link_.operand(p).from(first_slab_ * 32);
     RNNKERN_UNROLL for (int s = 0; s < kSlabs; ++s) {
-      if (s < count) multiply(sums, weights_[s], operand, first + s);
+      if (s < slabs_) multiply(sums, weights_[s], operand, s, s, rows);
     }
-    for (int s = kSlabs; s < count; ++s) {
+    for (int s = kSlabs; s < slabs_; ++s) {
       WeightTile weights[kTiles];
-      int const at = (warp * t_.shared_slabs() + s - kSlabs) * t_.slab_quads() + device::lane_index();
+      int const at = shared_weights() + (s - kSlabs) * kSlabQuads;
       RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-        weights[tile] = {arrays_.weights.ld(at + 64 * tile), arrays_.weights.ld(at + 64 * tile + 32)};
+        weights[tile] = {arrays_.weights().ld(at + 64 * tile), arrays_.weights().ld(at + 64 * tile + 32)};
       }
-      multiply(sums, weights, operand, first + s);
+      multiply(sums, weights, operand, s, 0, rows);
     }
-    keep(sums, row_group, split);
+    RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      sums[tile].finish();
+      const float (&total)[4] = sums[tile].total;
+      arrays_.partial().st(partial_ + 16 * tile, total[0]);
+      arrays_.partial().st(partial_ + 16 * tile + s_.padded_rows, total[1]);
+      arrays_.partial().st(partial_ + 16 * tile + 8, total[2]);
+      arrays_.partial().st(partial_ + 16 * tile + s_.padded_rows + 8, total[3]);
+    }
     device::sync_threads();
   }
 
   // The product of weight row `row` of this block and batch row n.
   RNNKERN_DEVICE float total(int n, int row) const {
     float sum = 0;
-    for (int split = 0; split < t_.depth_splits; ++split) {
-      sum += arrays_.partial.ld((split * t_.tile_rows() + n) * t_.padded_rows() + row);
-    }
+    int at = n * s_.padded_rows + row;
+    for (int split = 0; split < s_.depth_splits; ++split, at += s_.split_stride) sum += arrays_.partial().ld(at);
     return sum;
   }
 
   // Element of this block's part of operand p: gate (of the depth), unit, batch row.
   RNNKERN_DEVICE void put(int p, int gate, int unit, int n, T value) const {
     if constexpr (math == Math::tf32) {
-      link_.put(p, gate * t_.units + unit, n, exact_ ? value : round_to_tf32(value));
+      link_.put(p, gate * s_.units + unit, n, exact_ ? value : round_to_tf32(value));
     } else {
-      link_.put(p, gate * t_.units + unit, n, value);
+      link_.put(p, gate * s_.units + unit, n, value);
     }
   }
 
-  RNNKERN_DEVICE void publish(int p, int tile) const {
+  RNNKERN_DEVICE void publish(int p, int tile, int rows) const {
     device::sync_threads();
-    link_.publish(p, tile);
+    link_.publish(p, tile, rows);
   }
-  RNNKERN_DEVICE void wait(int p, int tile) const { link_.wait(p, tile); }
+  RNNKERN_DEVICE void wait(int p, int tile, int rows) const { link_.wait(p, tile, rows); }
 
   // The two float states of an element of the block's part of the batch; only the thread that owns it comes here.
   RNNKERN_DEVICE float state(int which, int tile, int item) const {
-    return arrays_.state.ld(state_at(which, tile, item));
+    return arrays_.state().ld(state_at(which, tile, item));
   }
   RNNKERN_DEVICE void set_state(int which, int tile, int item, float value) const {
-    arrays_.state.st(state_at(which, tile, item), value);
+    arrays_.state().st(state_at(which, tile, item), value);
   }
 
  private:
-  static constexpr int kTiles = rows_per_group(sweep) / 16, kSlabs = capacity(exchange, sweep, granules).slabs;
+  static constexpr int kTiles = rows_per_group(sweep) / 16, kSlabs = capacity(exchange, sweep).slabs;
+  static constexpr int kSlabQuads = kTiles * 64;
+  static constexpr int kChains = 4 / kTiles;  // of each tile: four products of a warp are under way
 
-  RNNKERN_DEVICE int64_t packed_warp_quads_() const { return int64_t{t_.split_slabs()} * t_.slab_quads(); }
-  RNNKERN_DEVICE int state_at(int which, int tile, int item) const {
-    return (which * t_.tiles + tile) * t_.units * t_.tile_rows() + item;
+  RNNKERN_DEVICE int shared_weights() const {
+    return device::warp_index() * s_.shared_slabs * kSlabQuads + device::lane_index();
   }
+  RNNKERN_DEVICE int state_at(int which, int tile, int item) const { return (2 * tile + which) * s_.tile_items + item; }
 
-  RNNKERN_DEVICE void multiply(Sum<math> (&sums)[kTiles][granules], const WeightTile (&weights)[kTiles],
-                               Shared<Quad> operand, int slab) const {
-    RNNKERN_UNROLL for (int granule = 0; granule < granules; ++granule) {
-      Shared<Quad> const piece = operand.from((granule * t_.slabs() + slab) * 32);
-      RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) sums[tile][granule].add(weights[tile], piece, exact_);
+  RNNKERN_DEVICE void multiply(Sum<math, kChains> (&sums)[kTiles], const WeightTile (&weights)[kTiles],
+                               Shared<Quad> operand, int slab, int turn, int rows) const {
+    RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      sums[tile].add(weights[tile], operand.from(slab * 32), turn, exact_, rows);
     }
   }
 
-  RNNKERN_DEVICE void keep(Sum<math> (&sums)[kTiles][granules], int row_group, int split) const {
-    int const g = device::lane_index() / kChunks, q = device::lane_index() % kChunks;
-    RNNKERN_UNROLL for (int granule = 0; granule < granules; ++granule) {
-      RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-        sums[tile][granule].finish();
-        int const row = row_group * rows_per_group(sweep) + tile * 16 + g;
-        int const at = (split * t_.tile_rows() + granule * kGranule + 2 * q) * t_.padded_rows() + row;
-        const float (&sum)[4] = sums[tile][granule].sum;
-        arrays_.partial.st(at, sum[0]);
-        arrays_.partial.st(at + t_.padded_rows(), sum[1]);
-        arrays_.partial.st(at + 8, sum[2]);
-        arrays_.partial.st(at + t_.padded_rows() + 8, sum[3]);
-      }
-    }
-  }
-
-  const Tiling& t_;
+  const Sizes& s_;
   Arrays arrays_;
   Link link_;
-  bool exact_;
+  const bool& exact_;
+  int first_slab_, slabs_, partial_;  // of this warp
   WeightTile weights_[kSlabs][kTiles];
 };
 

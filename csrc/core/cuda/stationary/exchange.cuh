@@ -22,63 +22,61 @@ struct Place {
   }
 };
 
-// The shared memory of a block, in the order of Tiling.
+// The shared memory of a block. Each array's place is read from the arguments when it is used.
 struct Arrays {
-  Shared<Quad> operand, outbox, weights;
-  Shared<float> partial, state;
-  Shared<uint64_t> barriers;
+  const Sizes& s;
 
-  RNNKERN_DEVICE explicit Arrays(const Tiling& t) {
-    int offset = 0;
-    auto const next = [&](int bytes) {
-      offset += bytes;
-      return offset - bytes;
-    };
-    operand = device::carve<Quad>(next(t.operand_bytes()), t.operand_bytes() / 16);
-    outbox = device::carve<Quad>(next(t.outbox_bytes()), t.outbox_bytes() / 16);
-    weights = device::carve<Quad>(next(t.weight_bytes()), t.weight_bytes() / 16);
-    partial = device::carve<float>(next(t.partial_bytes()), t.partial_bytes() / 4);
-    state = device::carve<float>(next(t.state_bytes()), t.state_bytes() / 4);
-    barriers = device::carve<uint64_t>(next(t.barrier_bytes()), t.barrier_bytes() / 8);
+  RNNKERN_DEVICE Shared<Quad> operand() const { return carve<Quad>(0, s.outbox_at); }
+  RNNKERN_DEVICE Shared<Quad> outbox() const { return carve<Quad>(s.outbox_at, s.weights_at); }
+  RNNKERN_DEVICE Shared<Quad> weights() const { return carve<Quad>(s.weights_at, s.partial_at); }
+  RNNKERN_DEVICE Shared<float> partial() const { return carve<float>(s.partial_at, s.state_at); }
+  RNNKERN_DEVICE Shared<float> state() const { return carve<float>(s.state_at, s.barriers_at); }
+  RNNKERN_DEVICE Shared<uint64_t> barriers() const { return carve<uint64_t>(s.barriers_at, s.end); }
+
+ private:
+  template <class T>
+  RNNKERN_DEVICE static Shared<T> carve(int begin, int end) {
+    return device::carve<T>(begin, (end - begin) / static_cast<int>(sizeof(T)));
   }
 };
 
 // Place of piece `chunk` of the depth, batch row n, in a tile's operand.
-RNNKERN_DEVICE int operand_quad(const Tiling& t, int chunk, int n) {
-  return ((n / kGranule * t.slabs() + chunk / kChunks) * kGranule + n % kGranule) * kChunks + chunk % kChunks;
+RNNKERN_DEVICE int operand_quad(int chunk, int n) {
+  return (chunk / kChunks * kTileRows + n) * kChunks + chunk % kChunks;
 }
 
 // One block has it all: its own shared memory.
 class BlockLink {
  public:
-  RNNKERN_DEVICE BlockLink(const Tiling& t, const Place& place, const Arrays& arrays, Quad*, uint32_t*)
-      : t_(t), rank_(place.rank), operand_(arrays.operand) {}
+  RNNKERN_DEVICE BlockLink(const Sizes& sizes, const Tiling&, const Place& place, Quad* const&, uint32_t* const&)
+      : s_(sizes), arrays_{sizes}, rank_(place.rank) {}
 
   RNNKERN_DEVICE void begin() {
-    for (int i = device::thread_index(); i < 2 * t_.operand_quads(); i += t_.threads()) operand_.st(i, Quad{});
+    for (int i = device::thread_index(); i < 2 * s_.operand_quads; i += s_.threads) arrays_.operand().st(i, Quad{});
     device::sync_threads();
   }
 
   // The operand that wait(p) made readable.
-  RNNKERN_DEVICE Shared<Quad> operand(int p) const { return operand_.from(slot(p)); }
+  RNNKERN_DEVICE Shared<Quad> operand(int p) const { return arrays_.operand().from(slot(p)); }
 
   // Element `depth` of this block's part, batch row n.
   template <class T>
   RNNKERN_DEVICE void put(int p, int depth, int n, T value) const {
     constexpr int per_quad = 16 / sizeof(T);
-    int const quad = slot(p) + operand_quad(t_, rank_ * t_.block_chunks() + depth / per_quad, n);
-    operand_.template as<T>().st(quad * per_quad + depth % per_quad, value);
+    int const quad = slot(p) + operand_quad(rank_ * s_.block_chunks + depth / per_quad, n);
+    arrays_.operand().template as<T>().st(quad * per_quad + depth % per_quad, value);
   }
 
-  RNNKERN_DEVICE void publish(int, int) const {}
-  RNNKERN_DEVICE void wait(int, int) const {}
+  // `rows`: of the tile that are in the batch; only these travel.
+  RNNKERN_DEVICE void publish(int, int, int) const {}
+  RNNKERN_DEVICE void wait(int, int, int) const {}
 
  protected:
-  RNNKERN_DEVICE int slot(int p) const { return p % 2 * t_.operand_quads(); }
+  RNNKERN_DEVICE int slot(int p) const { return p % 2 * s_.operand_quads; }
 
-  const Tiling& t_;
+  const Sizes& s_;
+  Arrays arrays_;
   int rank_;
-  Shared<Quad> operand_;
 };
 
 // A cluster: a block stores its part into the shared memory of all others, where each store counts on a barrier. So
@@ -86,92 +84,94 @@ class BlockLink {
 // has read the operand before, which the next one overwrites.
 class ClusterLink : public BlockLink {
  public:
-  RNNKERN_DEVICE ClusterLink(const Tiling& t, const Place& place, const Arrays& arrays, Quad* exchange, uint32_t* flags)
-      : BlockLink(t, place, arrays, exchange, flags), barriers_(arrays.barriers) {}
+  using BlockLink::BlockLink;
 
   RNNKERN_DEVICE void begin() {
     if (device::thread_index() == 0) {
-      device::mbarrier_init(barriers_, 0, t_.team);
-      device::mbarrier_init(barriers_, 1, t_.team);
+      device::mbarrier_init(arrays_.barriers(), 0, s_.team);
+      device::mbarrier_init(arrays_.barriers(), 1, s_.team);
       device::mbarrier_init_done();
     }
     BlockLink::begin();
     device::cluster_sync();  // nobody stores into a block that is not ready
   }
 
-  RNNKERN_DEVICE void publish(int p, int) const {
-    int const own = t_.outbox_quads();
-    for (int i = device::thread_index(); i < own * (t_.team - 1); i += t_.threads()) {
-      int const other = i / own, piece = i % own;
-      int const chunk = rank_ * t_.block_chunks() + piece / t_.tile_rows();
-      int const quad = slot(p) + operand_quad(t_, chunk, piece % t_.tile_rows());
-      device::store_async(operand_, quad, other + (other >= rank_), operand_.ld(quad), barriers_, p % 2);
+  RNNKERN_DEVICE void publish(int p, int, int rows) const {
+    for (int i = device::thread_index(); i < s_.block_chunks * kTileRows; i += s_.threads) {
+      if (i % kTileRows >= rows) continue;
+      int const quad = slot(p) + operand_quad(rank_ * s_.block_chunks + i / kTileRows, i % kTileRows);
+      Quad const piece = arrays_.operand().ld(quad);
+      for (int k = 1; k < s_.team; ++k) {
+        device::store_async(arrays_.operand(), quad, other(k), piece, arrays_.barriers(), p % 2);
+      }
     }
-    int const other = device::thread_index();
-    if (other < t_.team - 1) device::mbarrier_arrive(barriers_, p % 2, other + (other >= rank_));
+    int const k = device::thread_index() + 1;
+    if (k < s_.team) device::mbarrier_arrive(arrays_.barriers(), p % 2, other(k));
   }
 
-  RNNKERN_DEVICE void wait(int p, int) const {
+  RNNKERN_DEVICE void wait(int p, int, int rows) const {
     if (device::thread_index() == 0) {
-      device::mbarrier_expect(barriers_, p % 2, static_cast<uint32_t>(t_.outbox_quads() * (t_.team - 1) * 16));
+      int const bytes = s_.block_chunks * rows * (s_.team - 1) * 16;
+      device::mbarrier_expect(arrays_.barriers(), p % 2, static_cast<uint32_t>(bytes));
     }
-    device::mbarrier_wait(barriers_, p % 2, p / 2 % 2);
+    device::mbarrier_wait(arrays_.barriers(), p % 2, p / 2 % 2);
   }
 
  private:
-  Shared<uint64_t> barriers_;
+  // The k-th block after this one: each begins with another, so that no block is everybody's first.
+  RNNKERN_DEVICE int other(int k) const { return rank_ + k < s_.team ? rank_ + k : rank_ + k - s_.team; }
 };
 
 // Any number of blocks that run at the same time: through global memory, with a flag of each block that says how many
 // operands it has published. All of that memory starts as zero.
 class GridLink {
  public:
-  RNNKERN_DEVICE GridLink(const Tiling& t, const Place& place, const Arrays& arrays, Quad* exchange, uint32_t* flags)
-      : t_(t), rank_(place.rank), operand_(arrays.operand), outbox_(arrays.outbox) {
-    int64_t const first_tile = (int64_t{place.recurrence} * t.teams + place.team) * t.tiles;
-    exchange_.base = exchange + first_tile * 2 * t.operand_quads();
-    flags_ = flags + first_tile * t.team;
+  RNNKERN_DEVICE GridLink(const Sizes& sizes, const Tiling& tiling, const Place& place, Quad* const& exchange,
+                          uint32_t* const& flags)
+      : s_(sizes), arrays_{sizes}, exchange_(exchange), flags_(flags), rank_(place.rank),
+        first_tile_((place.recurrence * tiling.teams + place.team) * tiling.tiles) {
+    // Each warp fetches some slabs, as soon as the blocks that make them have published.
+    int const warps = s_.threads / 32, count = (s_.slabs + warps - 1) / warps;
+    first_slab_ = device::warp_index() * count, last_slab_ = min(first_slab_ + count, s_.slabs);
+    first_block_ = first_slab_ * kChunks / s_.block_chunks;
+    last_block_ = min((last_slab_ * kChunks - 1) / s_.block_chunks, s_.team - 1);
   }
 
-  RNNKERN_DEVICE void begin() {
-    for (int i = device::thread_index(); i < t_.outbox_quads(); i += t_.threads()) outbox_.st(i, Quad{});
+  RNNKERN_DEVICE void begin() const {
+    for (int i = device::thread_index(); i < s_.block_chunks * kTileRows; i += s_.threads)
+      arrays_.outbox().st(i, Quad{});
     device::sync_threads();
   }
 
-  RNNKERN_DEVICE Shared<Quad> operand(int) const { return operand_; }
+  RNNKERN_DEVICE Shared<Quad> operand(int) const { return arrays_.operand(); }
 
   template <class T>
   RNNKERN_DEVICE void put(int, int depth, int n, T value) const {
     constexpr int per_quad = 16 / sizeof(T);
-    int const quad = depth / per_quad * t_.tile_rows() + n;
-    outbox_.template as<T>().st(quad * per_quad + depth % per_quad, value);
+    int const quad = depth / per_quad * kTileRows + n;
+    arrays_.outbox().template as<T>().st(quad * per_quad + depth % per_quad, value);
   }
 
   // The first warp alone, so that no barrier stands between the stores and the flag.
-  RNNKERN_DEVICE void publish(int p, int tile) const {
+  RNNKERN_DEVICE void publish(int p, int tile, int rows) const {
     if (device::warp_index() != 0) return;
-    int64_t const to = copy(p, tile);
-    for (int i = device::lane_index(); i < t_.outbox_quads(); i += 32) {
-      int const chunk = rank_ * t_.block_chunks() + i / t_.tile_rows();
-      exchange_.st(to + operand_quad(t_, chunk, i % t_.tile_rows()), outbox_.ld(i));
+    for (int i = device::lane_index(); i < s_.block_chunks * kTileRows; i += 32) {
+      if (i % kTileRows >= rows) continue;
+      int const quad = operand_quad(rank_ * s_.block_chunks + i / kTileRows, i % kTileRows);
+      copy(p, tile).st(quad, arrays_.outbox().ld(i));
     }
     device::sync_warp();
     if (device::lane_index() == 0) device::flag_release(flag(tile, rank_), static_cast<uint32_t>(p) + 1);
   }
 
-  // Each warp fetches some slabs, as soon as the blocks that make them have published.
-  RNNKERN_DEVICE void wait(int p, int tile) const {
-    int const warps = t_.threads() / 32, count = (t_.slabs() + warps - 1) / warps;
-    int const first = device::warp_index() * count, last = min(first + count, t_.slabs());
-    int const last_block = min((last * kChunks - 1) / t_.block_chunks(), t_.team - 1);
-    for (int block = first * kChunks / t_.block_chunks() + device::lane_index(); block <= last_block; block += 32) {
+  RNNKERN_DEVICE void wait(int p, int tile, int rows) const {
+    for (int block = first_block_ + device::lane_index(); block <= last_block_; block += 32) {
       device::flag_wait(flag(tile, block), static_cast<uint32_t>(p) + 1);
     }
     device::sync_warp();
-    int64_t const from = copy(p, tile);
-    for (int granule = 0; granule < t_.granules; ++granule) {
-      int const begin = (granule * t_.slabs() + first) * 32, end = (granule * t_.slabs() + last) * 32;
-      for (int i = begin + device::lane_index(); i < end; i += 32) device::copy_async(operand_, i, exchange_, from + i);
+    int const lane = device::lane_index();
+    for (int slab = first_slab_; slab < last_slab_ && lane / kChunks < rows; ++slab) {
+      device::copy_async(arrays_.operand(), slab * 32 + lane, copy(p, tile), slab * 32 + lane);
     }
     device::copy_async_wait();
     device::sync_threads();
@@ -179,14 +179,19 @@ class GridLink {
 
  private:
   RNNKERN_DEVICE static int min(int a, int b) { return a < b ? a : b; }
-  RNNKERN_DEVICE int64_t copy(int p, int tile) const { return int64_t{2 * tile + p % 2} * t_.operand_quads(); }
-  RNNKERN_DEVICE uint32_t* flag(int tile, int block) const { return flags_ + int64_t{tile} * t_.team + block; }
+  RNNKERN_DEVICE device::Global<Quad> copy(int p, int tile) const {
+    return {exchange_ + int64_t{2 * (first_tile_ + tile) + p % 2} * s_.operand_quads};
+  }
+  RNNKERN_DEVICE uint32_t* flag(int tile, int block) const {
+    return flags_ + int64_t{first_tile_ + tile} * s_.team + block;
+  }
 
-  const Tiling& t_;
-  int rank_;
-  Shared<Quad> operand_, outbox_;
-  device::Global<Quad> exchange_;
-  uint32_t* flags_;
+  const Sizes& s_;
+  Arrays arrays_;
+  Quad* const& exchange_;
+  uint32_t* const& flags_;
+  int rank_, first_tile_;
+  int first_slab_, last_slab_, first_block_, last_block_;  // of this warp
 };
 
 template <Exchange exchange>

@@ -6,39 +6,52 @@
 
 namespace rnnkern::stationary {
 
-// Walks over the (unit, batch row) pairs of a block's tile that a thread owns.
+// A (unit, batch row) of a block's tile. A thread owns every threads-th of them, units first.
 struct Item {
   int index, unit, n;
 
-  RNNKERN_DEVICE explicit Item(const Tiling& t)
-      : index(device::thread_index()), unit(index % t.units), n(index / t.units) {}
-
-  RNNKERN_DEVICE bool inside(const Tiling& t) const { return n < t.tile_rows(); }
-  RNNKERN_DEVICE void next(const Tiling& t) {
-    index += t.threads();
-    unit = index % t.units, n = index / t.units;
+  RNNKERN_DEVICE static Item first(const Tiling& t) {
+    int const index = device::thread_index();
+    return {index, index % t.units, index / t.units};
+  }
+  RNNKERN_DEVICE bool inside() const { return n < kTileRows; }
+  RNNKERN_DEVICE void next(const Sizes& s) {
+    index += s.threads;
+    unit += s.unit_stride, n += s.row_stride;
+    if (unit >= s.units) unit -= s.units, ++n;
   }
 };
 
-// Nothing here is kept in a register from step to step that can be read from the arguments again.
+// Which elements a block owns, where they lie, and which of them live. Nothing here is kept in a register from step to
+// step that can be read from the arguments again.
 template <class Args>
 class Field {
  public:
   RNNKERN_DEVICE Field(const Args& args, const Place& place)
       : a_(args), group_(place.recurrence / args.heads), head_(place.recurrence % args.heads),
-        first_row_(place.team * args.tiling.tiles * args.tiling.tile_rows()),
-        first_unit_(place.rank * args.tiling.units) {}
+        first_row_(place.team * args.tiling.tiles * kTileRows), first_unit_(place.rank * args.tiling.units),
+        first_item_(Item::first(args.tiling)) {
+    int64_t const tiles = (a_.batch - first_row_ + kTileRows - 1) / kTileRows;
+    tiles_ = tiles < args.tiling.tiles ? static_cast<int>(tiles) : args.tiling.tiles;
+  }
 
   RNNKERN_DEVICE const auto& group() const { return a_.group[group_]; }
   RNNKERN_DEVICE int head() const { return head_; }
+  RNNKERN_DEVICE int tiles() const { return tiles_; }
+  RNNKERN_DEVICE Item first_item() const { return first_item_; }
 
-  RNNKERN_DEVICE int64_t batch_row(int tile, const Item& item) const {
-    return first_row_ + tile * a_.tiling.tile_rows() + item.n;
+  // Batch rows of a tile.
+  RNNKERN_DEVICE int rows(int tile) const {
+    int64_t const left = a_.batch - first_row_ - tile * kTileRows;
+    return left < kTileRows ? static_cast<int>(left) : kTileRows;
   }
+  RNNKERN_DEVICE int64_t batch_row(int tile, const Item& item) const { return first_row_ + tile * kTileRows + item.n; }
   // Unit within the layer.
-  RNNKERN_DEVICE int64_t unit(const Item& item) const { return head_ * size() + first_unit_ + item.unit; }
+  RNNKERN_DEVICE int64_t unit(const Item& item) const {
+    return int64_t{head_} * a_.sizes.head_size + first_unit_ + item.unit;
+  }
   RNNKERN_DEVICE bool inside(int tile, const Item& item) const {
-    return item.inside(a_.tiling) && batch_row(tile, item) < a_.batch && first_unit_ + item.unit < size();
+    return item.n < rows(tile) && first_unit_ + item.unit < a_.sizes.head_size;
   }
   // Of an element in a [B, H] tensor, and in [groups, B, H].
   RNNKERN_DEVICE int64_t place(int tile, const Item& item) const {
@@ -57,10 +70,9 @@ class Field {
   }
 
  private:
-  RNNKERN_DEVICE int size() const { return static_cast<int>(a_.hidden / a_.heads); }  // of a head
-
   const Args& a_;
-  int group_, head_, first_row_, first_unit_;
+  int group_, head_, first_row_, first_unit_, tiles_;
+  Item first_item_;
 };
 
 }  // namespace rnnkern::stationary

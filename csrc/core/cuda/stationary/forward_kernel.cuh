@@ -7,7 +7,7 @@
 
 namespace rnnkern::stationary {
 
-template <class Cell, Math math, Exchange exchange, int granules>
+template <class Cell, Math math, Exchange exchange>
 class ForwardSweep {
   using T = storage_t<math>;
   using Args = ForwardArgs<Cell, T>;
@@ -15,20 +15,22 @@ class ForwardSweep {
 
  public:
   RNNKERN_DEVICE ForwardSweep(const Args& args, const Place& place)
-      : a_(args), t_(args.tiling), field_(args, place), engine_(t_, place, args.exchange, args.flags, args.exact) {}
+      : a_(args), s_(args.sizes), field_(args, place),
+        engine_(s_, args.tiling, place, args.exchange, args.flags, args.exact) {}
 
   RNNKERN_DEVICE void run(const Place& place) {
     engine_.begin(group().weights, field_.head(), place.rank);
-    for (int tile = 0; tile < t_.tiles; ++tile) {
-      for (Item item(t_); item.inside(t_); item.next(t_)) start(tile, item);
-      engine_.publish(0, tile);
+    for (int tile = 0; tile < field_.tiles(); ++tile) {
+      for (Item item = field_.first_item(); item.inside(); item.next(s_)) start(tile, item);
+      engine_.publish(0, tile, field_.rows(tile));
+      device::sync_threads();  // the next tile's operand is put where this one is sent from
     }
     int const steps = static_cast<int>(a_.end - a_.begin);
     for (int p = 0; p < steps; ++p) {
-      for (int tile = 0; tile < t_.tiles; ++tile) step(p, tile, p + 1 < steps);
+      for (int tile = 0; tile < field_.tiles(); ++tile) step(p, tile, p + 1 < steps);
     }
-    for (int tile = 0; tile < t_.tiles; ++tile) {
-      for (Item item(t_); item.inside(t_); item.next(t_)) finish(tile, item);
+    for (int tile = 0; tile < field_.tiles(); ++tile) {
+      for (Item item = field_.first_item(); item.inside(); item.next(s_)) finish(tile, item);
     }
   }
 
@@ -72,17 +74,17 @@ class ForwardSweep {
   }
 
   RNNKERN_DEVICE void step(int p, int tile, bool more) {
-    Item item(t_);
+    Item item = field_.first_item();
     Input input = load(p, tile, item);
-    engine_.wait(p, tile);
-    engine_.product(p);
-    while (item.inside(t_)) {
+    engine_.wait(p, tile, field_.rows(tile));
+    engine_.product(p, field_.rows(tile));
+    while (item.inside()) {
       if (input.inside) update(p, tile, item, input);
-      item.next(t_);
+      item.next(s_);
       input = load(p, tile, item);
     }
     if (more) {
-      engine_.publish(p + 1, tile);
+      engine_.publish(p + 1, tile, field_.rows(tile));
     } else {
       device::sync_threads();  // the next tile's product writes where this one is read
     }
@@ -109,7 +111,7 @@ class ForwardSweep {
       bool const cut = now.cut(b);
       float gh[Cell::gates], s[Cell::states], saved[Cell::saved], out[Cell::states];
       RNNKERN_UNROLL for (int g = 0; g < Cell::gates; ++g) {
-        gh[g] = engine_.total(item.n, g * t_.units + item.unit) +
+        gh[g] = engine_.total(item.n, g * s_.units + item.unit) +
                 stepwise::load_or_zero(group().b_hh, g * a_.hidden + unit);
       }
       s[0] = cut ? 0 : h;
@@ -154,17 +156,17 @@ class ForwardSweep {
   }
 
   const Args& a_;
-  const Tiling& t_;
+  const Sizes& s_;
   Field<Args> field_;
-  Engine<Sweep::forward, math, exchange, granules> engine_;
+  Engine<Sweep::forward, math, exchange> engine_;
 };
 
-template <class Cell, Math math, Exchange exchange, int granules>
-RNNKERN_KERNEL(capacity(exchange, Sweep::forward, granules).threads)
+template <class Cell, Math math, Exchange exchange>
+RNNKERN_KERNEL(capacity(exchange, Sweep::forward).threads)
 void forward_kernel(const RNNKERN_PARAMETER ForwardArgs<Cell, storage_t<math>> args) {
   if constexpr (exchange != Exchange::cluster || device::kHasClusters) {
     Place const place = Place::of(args.tiling);
-    ForwardSweep<Cell, math, exchange, granules>(args, place).run(place);
+    ForwardSweep<Cell, math, exchange>(args, place).run(place);
   }
 }
 

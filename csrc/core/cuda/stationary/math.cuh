@@ -44,42 +44,50 @@ struct WeightTile {
   Quad upper, lower;
 };
 
-// Sums of one tile of 16 weight rows and 8 batch rows. After finish(), sum[0..3] are (row g, batch 2q), (g, 2q + 1),
-// (g + 8, 2q), (g + 8, 2q + 1).
-template <Math math>
+// Sums of one tile of 16 weight rows and 8 batch rows. After finish(), total[0..3] are (row g, batch 2q), (g, 2q + 1),
+// (g + 8, 2q), (g + 8, 2q + 1). A tensor core's product waits for the sum that it adds to, so that there are several
+// sums, taken in turn.
+template <Math math, int chains>
 struct Sum {
-  float sum[4] = {};
+  float sum[chains][4] = {};
+  float total[4];
 
-  // `operand`: this slab, from its first Quad on.
-  RNNKERN_DEVICE void add(const WeightTile& weight, Shared<Quad> operand, bool exact) {
+  // `operand`: this slab, from its first Quad on. `turn`: of the slab; a constant once the loop is unrolled.
+  RNNKERN_DEVICE void add(const WeightTile& weight, Shared<Quad> operand, int turn, bool exact, int) {
     Quad const h = operand.ld(device::lane_index());
     RNNKERN_UNROLL for (int j = 0; j < 2; ++j) {
       uint32_t const a[4] = {weight.upper.word[2 * j], weight.lower.word[2 * j], weight.upper.word[2 * j + 1],
                              weight.lower.word[2 * j + 1]};
       uint32_t const b[2] = {h.word[2 * j], h.word[2 * j + 1]};
+      float (&to)[4] = sum[(2 * turn + j) % chains];
       if constexpr (math == Math::bfloat16) {
-        device::mma_bf16(sum, a, b);
+        device::mma_bf16(to, a, b);
       } else if constexpr (math == Math::float16) {
-        device::mma_fp16(sum, a, b);
+        device::mma_fp16(to, a, b);
       } else if (!exact) {
-        device::mma_tf32(sum, a, b);
+        device::mma_tf32(to, a, b);
       } else {
-        add_exact(a, b);
+        add_exact(to, a, b);
       }
     }
   }
 
-  RNNKERN_DEVICE void finish() {}
+  RNNKERN_DEVICE void finish() {
+    RNNKERN_UNROLL for (int i = 0; i < 4; ++i) {
+      total[i] = sum[0][i];
+      RNNKERN_UNROLL for (int chain = 1; chain < chains; ++chain) total[i] += sum[chain][i];
+    }
+  }
 
  private:
   // 3xTF32: each value is a TF32 value and a remainder; the product of the remainders is below float's rounding.
-  RNNKERN_DEVICE void add_exact(const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  RNNKERN_DEVICE static void add_exact(float (&to)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     uint32_t a_rest[4], b_rest[2];
     RNNKERN_UNROLL for (int i = 0; i < 4; ++i) a_rest[i] = rest(a[i]);
     RNNKERN_UNROLL for (int i = 0; i < 2; ++i) b_rest[i] = rest(b[i]);
-    device::mma_tf32(sum, a_rest, b);
-    device::mma_tf32(sum, a, b_rest);
-    device::mma_tf32(sum, a, b);
+    device::mma_tf32(to, a_rest, b);
+    device::mma_tf32(to, a, b_rest);
+    device::mma_tf32(to, a, b);
   }
   // What the tensor core cuts off when it reads these bits.
   RNNKERN_DEVICE static uint32_t rest(uint32_t bits) {
@@ -88,16 +96,17 @@ struct Sum {
   }
 };
 
-// Plain float: a lane sums its piece of the depth for both rows and all 8 batch rows; the four lanes of a row add up at
-// the end.
-template <>
-struct Sum<Math::fma> {
-  float sum[4] = {};
-  float part[2][kGranule] = {};
+// Plain float: a lane sums its piece of the depth for both rows and the `rows` batch rows that there are; the four
+// lanes of a row add up at the end.
+template <int chains>
+struct Sum<Math::fma, chains> {
+  float part[2][kTileRows] = {};
+  float total[4];
 
-  RNNKERN_DEVICE void add(const WeightTile& weight, Shared<Quad> operand, bool) {
+  RNNKERN_DEVICE void add(const WeightTile& weight, Shared<Quad> operand, int, bool, int rows) {
     using rnnkern::detail::float_of_bits;
-    RNNKERN_UNROLL for (int n = 0; n < kGranule; ++n) {
+    RNNKERN_UNROLL for (int n = 0; n < kTileRows; ++n) {
+      if (n >= rows) continue;
       Quad const h = operand.ld(n * kChunks + device::lane_index() % kChunks);
       RNNKERN_UNROLL for (int k = 0; k < 4; ++k) {
         float const value = float_of_bits(h.word[k]);
@@ -113,7 +122,7 @@ struct Sum<Math::fma> {
     RNNKERN_UNROLL for (int row = 0; row < 2; ++row) {
       float half[4];
       RNNKERN_UNROLL for (int n = 0; n < 4; ++n) half[n] = trade(part[row][n], part[row][n + 4], q / 2 != 0, 2);
-      RNNKERN_UNROLL for (int n = 0; n < 2; ++n) sum[2 * row + n] = trade(half[n], half[n + 2], q % 2 != 0, 1);
+      RNNKERN_UNROLL for (int n = 0; n < 2; ++n) total[2 * row + n] = trade(half[n], half[n + 2], q % 2 != 0, 1);
     }
   }
 

@@ -43,17 +43,13 @@ class Search {
 
   Choice run() {
     for (const Arithmetic& arithmetic : arithmetic(p_)) {
-      for (int granules : {1, 4}) {
-        bool const compiled = granules == 1 || (exchange_ != Exchange::block && arithmetic.math != Math::fma);
-        if (!compiled || (granules > 1 && p_.batch <= kGranule)) continue;
-        Tiling tiling;
-        tiling.exchange = exchange_, tiling.sweep = sweep_, tiling.granules = granules;
-        tiling.element_bytes = static_cast<int>(size_of(p_.dtype));
-        int const gates = static_cast<int>(p_.gates());
-        tiling.row_gates = sweep_ == Sweep::forward ? gates : 1;
-        tiling.depth_gates = sweep_ == Sweep::forward ? 1 : gates;
-        try_teams(tiling, arithmetic);
-      }
+      Tiling tiling;
+      tiling.exchange = exchange_, tiling.sweep = sweep_;
+      tiling.element_bytes = static_cast<int>(size_of(p_.dtype));
+      int const gates = static_cast<int>(p_.gates());
+      tiling.row_gates = sweep_ == Sweep::forward ? gates : 1;
+      tiling.depth_gates = sweep_ == Sweep::forward ? 1 : gates;
+      try_teams(tiling, arithmetic);
     }
     if (!best_.fits) best_.why_not = shortage_;
     return best_;
@@ -69,7 +65,7 @@ class Search {
         try_units(tiling, round_up(ceil_div(size_, team), 8), team, arithmetic);
       }
     } else {
-      int const warps = capacity(exchange_, sweep_, tiling.granules).threads / 32;
+      int const warps = capacity(exchange_, sweep_).threads / 32;
       int64_t const most = warps * rows_per_group(sweep_) / tiling.row_gates;
       bool tried = false;
       for (int64_t units = 8; units <= most; units += 8) {
@@ -85,7 +81,7 @@ class Search {
 
   // Shares of the depth.
   void try_units(Tiling tiling, int64_t units, int64_t team, const Arithmetic& arithmetic) {
-    int const warps = capacity(exchange_, sweep_, tiling.granules).threads / 32;
+    int const warps = capacity(exchange_, sweep_).threads / 32;
     int64_t const row_groups = ceil_div(units * tiling.row_gates, rows_per_group(sweep_));
     if (row_groups > warps) {
       return lacks(text(units * tiling.row_gates) + " weight rows in a block, " + text(warps * rows_per_group(sweep_)) +
@@ -100,13 +96,13 @@ class Search {
         try_batch(tiling, arithmetic);
       }
       // Warps beyond those that the rows need only multiply zeros; they help with what comes after the product.
-      if (units * std::min<int64_t>(p_.batch, tiling.tile_rows()) <= 32 * groups * tiling.slabs()) break;
+      if (units * std::min<int64_t>(p_.batch, kTileRows) <= 32 * groups * tiling.slabs()) break;
     }
   }
 
   // Shares of the batch.
   void try_batch(Tiling tiling, const Arithmetic& arithmetic) {
-    int64_t const tiles = ceil_div(p_.batch, tiling.tile_rows());
+    int64_t const tiles = ceil_div(p_.batch, kTileRows);
     if (exchange_ != Exchange::grid) {
       if (tiles * tiling.team * p_.heads * kMaxGroups > std::numeric_limits<int>::max()) return lacks("blocks");
       tiling.teams = static_cast<int>(tiles);
@@ -121,7 +117,7 @@ class Search {
       int64_t const each = ceil_div(tiles, teams);
       if (each == last) continue;
       last = each;
-      if (each * tiling.tile_rows() * tiling.units * 8 > device_.shared_bytes) {  // also keeps the sums below in range
+      if (each * kTileRows * tiling.units * 8 > device_.shared_bytes) {  // also keeps the sums below in range
         lacks("more than " + text(device_.shared_bytes) + " bytes of shared memory for the states of " +
               text(p_.batch) + " rows");
         continue;

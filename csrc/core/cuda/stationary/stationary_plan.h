@@ -29,7 +29,7 @@ Choice choose(const Problem& problem, Sweep sweep, Exchange exchange, const Devi
 
 // Registers of a thread for which the kernels are compiled (__launch_bounds__).
 constexpr int registers_per_thread(const Tiling& tiling) {
-  return 65536 / capacity(tiling.exchange, tiling.sweep, tiling.granules).threads;
+  return 65536 / capacity(tiling.exchange, tiling.sweep).threads;
 }
 
 // Clusters of this size that are resident at once, as far as the numbers of multiprocessors tell: they are built in

@@ -15,13 +15,13 @@ enum class Exchange { block, cluster, grid };
 enum class Sweep { forward, backward };
 enum class Math { bfloat16, float16, tf32, fma };  // tf32 also serves 3xTF32
 
-inline constexpr int kGranule = 8;                  // batch rows of one tensor-core tile
+inline constexpr int kTileRows = 8;                 // batch rows that are multiplied together
 inline constexpr int kSlabBytes = 64, kChunks = 4;  // a slab's depth, in bytes and in pieces of 16 bytes
 inline constexpr int kRowPadding = 4;               // of the partial sums: neighbouring batch rows in other banks
 inline constexpr int kMaxTeam = 160;                // blocks
 inline constexpr int kMaxGroups = 8;                // of one launch; a kernel's arguments are at most 4 KB
 
-// The compiled kernels of an exchange, direction and granule: threads at most, and slabs that stay in registers.
+// Threads of a block at most, and slabs that stay in registers.
 struct Capacity {
   int threads;
   int slabs;
@@ -31,10 +31,10 @@ struct Capacity {
 RNNKERN_HD constexpr int rows_per_group(Sweep sweep) { return sweep == Sweep::forward ? 32 : 16; }
 
 // A slab takes 16 registers of each lane forward (two tiles of 16 rows), 8 backward.
-RNNKERN_HD constexpr Capacity capacity(Exchange exchange, Sweep sweep, int granules) {
+RNNKERN_HD constexpr Capacity capacity(Exchange exchange, Sweep sweep) {
   int const wide = sweep == Sweep::forward ? 1 : 2;
   if (exchange == Exchange::block) return {512, 3 * wide};
-  return {256, (granules == 1 ? 10 : 8) * wide};
+  return {256, sweep == Sweep::forward ? 9 : 20};
 }
 
 struct Tiling {
@@ -43,15 +43,13 @@ struct Tiling {
   int element_bytes = 2;  // of the operand: 2 or 4
   int row_gates = 4;      // gates whose rows a block holds: G forward, 1 backward
   int depth_gates = 1;    // values that a unit contributes to the depth: 1 forward, G backward
-  int granules = 1;       // 1 or 4: a tile is 8 or 32 batch rows
   int team = 1;           // blocks that hold the weights once
   int teams = 1;          // of each recurrence, each with its own part of the batch
-  int tiles = 1;          // of a team
+  int tiles = 1;          // of 8 batch rows, of a team
   int units = 8;          // of a block, a multiple of 8; team * units >= H
   int row_groups = 1, depth_splits = 1;
 
   RNNKERN_HD constexpr int threads() const { return 32 * row_groups * depth_splits; }
-  RNNKERN_HD constexpr int tile_rows() const { return kGranule * granules; }
   RNNKERN_HD constexpr int rows() const { return units * row_gates; }  // weight rows of a block
   RNNKERN_HD constexpr int padded_rows() const { return row_groups * rows_per_group(sweep) + kRowPadding; }
 
@@ -61,14 +59,14 @@ struct Tiling {
   RNNKERN_HD constexpr int slabs() const { return (team * block_chunks() + kChunks - 1) / kChunks; }
   RNNKERN_HD constexpr int split_slabs() const { return (slabs() + depth_splits - 1) / depth_splits; }  // of a warp
   RNNKERN_HD constexpr int register_slabs() const {
-    int const most = capacity(exchange, sweep, granules).slabs;
+    int const most = capacity(exchange, sweep).slabs;
     return split_slabs() < most ? split_slabs() : most;
   }
   RNNKERN_HD constexpr int shared_slabs() const { return split_slabs() - register_slabs(); }  // of a warp
 
   // Pieces of 16 bytes.
-  RNNKERN_HD constexpr int operand_quads() const { return granules * slabs() * 32; }      // of a tile, once
-  RNNKERN_HD constexpr int outbox_quads() const { return block_chunks() * tile_rows(); }  // a block's part of it
+  RNNKERN_HD constexpr int operand_quads() const { return slabs() * 32; }                 // of a tile, once
+  RNNKERN_HD constexpr int outbox_quads() const { return block_chunks() * kTileRows; }    // a block's part of it
   RNNKERN_HD constexpr int slab_quads() const { return rows_per_group(sweep) / 8 * 32; }  // weights of a warp
 
   // Shared memory, in bytes, in this order.
@@ -78,8 +76,8 @@ struct Tiling {
   RNNKERN_HD constexpr int weight_bytes() const {
     return row_groups * depth_splits * shared_slabs() * slab_quads() * 16;
   }
-  RNNKERN_HD constexpr int partial_bytes() const { return depth_splits * tile_rows() * padded_rows() * 4; }
-  RNNKERN_HD constexpr int state_bytes() const { return 2 * tiles * units * tile_rows() * 4; }  // h and c
+  RNNKERN_HD constexpr int partial_bytes() const { return depth_splits * kTileRows * padded_rows() * 4; }
+  RNNKERN_HD constexpr int state_bytes() const { return 2 * tiles * units * kTileRows * 4; }  // h and c
   RNNKERN_HD constexpr int barrier_bytes() const { return exchange == Exchange::cluster ? 16 : 0; }
   RNNKERN_HD constexpr int shared_bytes() const {
     return operand_bytes() + outbox_bytes() + weight_bytes() + partial_bytes() + state_bytes() + barrier_bytes();
@@ -90,6 +88,28 @@ struct Tiling {
   RNNKERN_HD constexpr int64_t exchange_quads() const { return int64_t{2} * teams * tiles * operand_quads(); }
   RNNKERN_HD constexpr int64_t flags() const { return int64_t{teams} * tiles * team; }
   RNNKERN_HD constexpr int64_t blocks() const { return int64_t{teams} * team; }  // of one recurrence
+};
+
+// What a kernel asks of its Tiling at every step, worked out once: divisions are slow on a GPU.
+struct Sizes {
+  int threads = 0, units = 0, team = 0, depth_splits = 0, slabs = 0, split_slabs = 0, shared_slabs = 0;
+  int padded_rows = 0, split_stride = 0;  // of the partial sums: from batch row to batch row, from split to split
+  int operand_quads = 0, block_chunks = 0;
+  int unit_stride = 0, row_stride = 0;  // from an element of a thread to its next
+  int head_size = 0;                    // hidden units of one recurrence
+  int tile_items = 0;                   // elements of a block's tile
+  // Shared memory: where each array begins, in bytes.
+  int outbox_at = 0, weights_at = 0, partial_at = 0, state_at = 0, barriers_at = 0, end = 0;
+
+  Sizes() = default;
+  explicit Sizes(const Tiling& t, int64_t head_size)
+      : threads(t.threads()), units(t.units), team(t.team), depth_splits(t.depth_splits), slabs(t.slabs()),
+        split_slabs(t.split_slabs()), shared_slabs(t.shared_slabs()), padded_rows(t.padded_rows()),
+        split_stride(kTileRows * t.padded_rows()), operand_quads(t.operand_quads()), block_chunks(t.block_chunks()),
+        unit_stride(t.threads() % t.units), row_stride(t.threads() / t.units), head_size(static_cast<int>(head_size)),
+        tile_items(t.units * kTileRows), outbox_at(t.operand_bytes()), weights_at(outbox_at + t.outbox_bytes()),
+        partial_at(weights_at + t.weight_bytes()), state_at(partial_at + t.partial_bytes()),
+        barriers_at(state_at + t.state_bytes()), end(barriers_at + t.barrier_bytes()) {}
 };
 
 }  // namespace rnnkern::stationary

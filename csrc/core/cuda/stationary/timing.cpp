@@ -21,28 +21,29 @@ double Timing::product(const Choice& choice) const {
   const Tiling& t = choice.tiling;
   double const slabs = t.split_slabs(), tiles = rows_per_group(t.sweep) / 16;
   double const warps = ceil_div(t.row_groups * t.depth_splits, 4);  // of one scheduler
-  double operand_reads = t.granules, issue = 0, chain = 0;
+  double const rows = static_cast<double>(std::min<int64_t>(p_.batch, kTileRows));
+  double operand_reads = 1, issue = 0, chain = 0;
   if (choice.math == Math::fma) {
-    double const operations = 4 * 2 * kGranule;  // of a lane: 16 bytes of two rows with every batch row
+    double const operations = 4 * 2 * rows;  // of a lane: 16 bytes of two weight rows with every batch row
     issue = tiles * operations * 128 / c_.fma_lanes;
     chain = 4 * c_.fma_latency;
-    operand_reads = 2 * tiles;  // eight loads of 64 bytes that all rows of a tile share, in twice the time
+    operand_reads = 2 * tiles * rows / kTileRows;  // loads of 64 bytes that all rows of a tile share, in twice the time
   } else {
     int const products = choice.exact ? 3 : 1;
-    double const instructions = tiles * t.granules * 2 * products;
-    double const rests = choice.exact ? tiles * t.granules * 2 * 6 * 2 : 0;  // a mask and a difference of each register
+    double const instructions = tiles * 2 * products;
+    double const rests = choice.exact ? tiles * 2 * 6 * 2 : 0;  // a mask and a difference of each register
     issue = std::max(instructions * c_.mma_issue, instructions + rests);
-    chain = 2 * products * c_.mma_latency;
+    chain = tiles / 2 * products * c_.mma_latency;  // four sums of a warp take turns, two products a slab and tile
   }
   double const operand = t.row_groups * t.slabs() * 512.0 * operand_reads;
-  double const partial = 2.0 * t.depth_splits * t.tile_rows() * t.rows() * 4;
+  double const partial = 2.0 * t.depth_splits * kTileRows * t.rows() * 4;
   double const bytes = operand + t.weight_bytes() + partial;
   return std::max({warps * slabs * issue, slabs * chain, bytes / c_.shared_bytes}) + c_.shared_latency +
          c_.mma_latency + c_.barrier;
 }
 
 double Timing::pointwise(const Tiling& t) const {
-  double const rows = static_cast<double>(std::min<int64_t>(p_.batch, t.tile_rows())), items = rows * t.units;
+  double const items = static_cast<double>(std::min<int64_t>(p_.batch, kTileRows)) * t.units;
   double const rounds = ceil_div(static_cast<int64_t>(items), t.threads());
   double const special = items * special_operations(p_.cell, t.sweep) / c_.special_lanes;
   double const sums = rounds * t.row_gates * t.depth_splits * 4;
@@ -55,7 +56,8 @@ double Timing::fetch(const Choice& choice) const {
   if (t.exchange != Exchange::grid) return 0;
   double const blocks = static_cast<double>(choice.groups_per_launch * p_.heads * t.blocks());
   double const rate = std::min(c_.l2_bytes_alone, c_.l2_bytes * device_.multiprocessors / blocks);
-  return t.operand_quads() * 16 / rate + c_.barrier;
+  double const rows = static_cast<double>(std::min<int64_t>(p_.batch, kTileRows));
+  return t.operand_quads() * 16 * rows / kTileRows / rate + c_.barrier;
 }
 
 double Timing::hop(const Tiling& t) const {
