@@ -134,8 +134,9 @@ Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
     throw Error{"strategy '" + wanted + "' is forced, but nothing is known of the GPU"};
   }
   if (known) {
-    plan.forward = cuda_plan(problem, Sweep::forward, *device);
-    if (problem.save) plan.backward = cuda_plan(problem, Sweep::backward, *device);
+    std::string const here = only && only->backend == Backend::cuda ? wanted : "";
+    plan.forward = plan_sweep(problem, Sweep::forward, *device, here);
+    if (problem.save) plan.backward = plan_sweep(problem, Sweep::backward, *device, here);
     plan.strategy = plan.forward->strategy;
     plan.bytes = std::max(plan.forward->bytes, plan.backward ? plan.backward->bytes : 0);
     plan.rejected.insert(plan.rejected.end(), plan.forward->rejected.begin(), plan.forward->rejected.end());
@@ -153,10 +154,12 @@ Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
   return plan;
 }
 
-std::shared_ptr<const SweepPlan> cuda_plan(const Problem& p, Sweep sweep, const DeviceFacts& d) {
+std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, const DeviceFacts& d) {
   std::string wanted = forced();
   if (!wanted.empty() && find(wanted)->backend != Backend::cuda) wanted.clear();
-  auto const key = std::tuple(std::tuple(p.cell, p.dtype, p.steps, p.batch, p.rows, p.hidden_size, p.proj_size, p.heads,
+  Problem p = problem;
+  p.steps = typical_steps(p.steps), p.rows = p.steps * p.batch;
+  auto const key = std::tuple(std::tuple(p.cell, p.dtype, p.steps, p.batch, p.hidden_size, p.proj_size, p.heads,
                                          p.groups, p.save, p.recompute, p.tf32),
                               std::tuple(d.capability, d.multiprocessors, d.shared_bytes, d.registers, d.max_cluster,
                                          d.clock_ghz, d.bandwidth_gbs, d.l2_bytes),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,7 +22,7 @@ struct Plan {
   size_t bytes = 0;     // memory beside the results, while it runs
   double floor_us = 0;  // what the hardware needs at least: weights streamed once a step, products at peak
   std::vector<std::pair<std::string, std::string>> rejected;  // the other strategies, and why not
-  std::shared_ptr<const SweepPlan> forward, backward;  // on a GPU whose facts are known; backward where gates are kept
+  std::optional<SweepPlan> forward, backward;  // on a GPU whose facts are known; backward where gates are kept
 };
 
 // Names of the strategies that are compiled in.
@@ -35,7 +36,8 @@ std::string force_strategy(const std::string& name);
 // the GPU that would run it, null: unknown, so that `stepwise` does.
 Plan plan(const Problem& problem, int threads, const DeviceFacts* device = nullptr);
 
-// One sweep on a GPU, with the forced strategy. Asked again, it is only looked up.
+// How to run one sweep on a GPU, with the forced strategy; `us` and `bytes` are those of typical_steps(). Asked again,
+// it is only looked up.
 std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, const DeviceFacts& device);
 
 const char* name(Split split);

@@ -191,8 +191,16 @@ void check_door() {
   expect(both.strategy == both.forward->strategy && both.floor_us > 0, "not the forward sweep's", where);
   expect(both.bytes >= both.forward->bytes && both.bytes >= both.backward->bytes, "bytes", where);
   expect(both.floor_us < both.forward->us + both.backward->us, "the prediction is below the floor", where);
-  expect(cuda_plan(p, Sweep::forward, kH100) == both.forward, "a known plan is made again", where);
-  expect(cuda_plan(p, Sweep::forward, kA100) != both.forward, "another GPU has the same plan", where);
+  auto const known = cuda_plan(p, Sweep::forward, kH100);
+  expect(known->strategy == both.forward->strategy && known->us_per_step == both.forward->us_per_step,
+         "another plan is run than the one that is shown", where);
+  Problem shorter = p;
+  shorter.steps = 90, shorter.rows = 90 * p.batch;
+  expect(cuda_plan(shorter, Sweep::forward, kH100) == known, "each length is searched anew", where);
+  shorter.batch = 15;
+  expect(cuda_plan(shorter, Sweep::forward, kH100) != known, "another batch has the same plan", where);
+  expect(cuda_plan(p, Sweep::forward, kA100) != known, "another GPU has the same plan", where);
+  expect(typical_steps(0) == 0 && typical_steps(1) == 1 && typical_steps(65) == 128, "typical steps", where);
   p.save = false;
   expect(!plan(p, 1, &kH100).backward, "inference plans a backward sweep", where);
 }

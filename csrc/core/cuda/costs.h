@@ -24,6 +24,7 @@ struct Costs {
 
   // Between blocks.
   double cluster_latency = 200;  // cycles; published: 181 to 213 for a load of distributed shared memory
+  double cluster_wait = 100;     // cycles, assumed: until the threads that wait see their barrier complete
   double cluster_bytes = 14;     // a cycle and multiprocessor; published: 3.3 TB/s of all 132
   double flag_hop_us = 0.6;      // published: 0.56 to 0.65, through the L2 cache
   double l2_latency = 300;       // cycles; published: 258 to 414

@@ -10,6 +10,11 @@
 
 namespace rnnkern {
 
+namespace stepwise {
+// Elements of a buffer that need not hold all steps at once: enough for products of full speed.
+inline constexpr int64_t kChunkElements = int64_t{1} << 25;
+}  // namespace stepwise
+
 void stepwise_forward(const Problem& problem, const std::vector<Group>& groups, CudaPlatform& platform);
 
 // Reads y and cells of the groups only where there is more than one step; rebuilds gates that are null.

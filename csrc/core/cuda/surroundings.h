@@ -7,11 +7,9 @@
 
 #include "backward.cuh"
 #include "products.h"
+#include "stepwise.h"
 
 namespace rnnkern::stepwise {
-
-// Elements of a buffer that need not hold all steps at once: enough for products of full speed.
-inline constexpr int64_t kChunkElements = int64_t{1} << 25;
 
 template <class Cell, class T, class ForEach>
 class Surroundings {

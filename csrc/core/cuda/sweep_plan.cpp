@@ -1,9 +1,11 @@
 #include "sweep_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdio>
 
 #include "costs.h"
+#include "stepwise.h"
 
 namespace rnnkern {
 namespace {
@@ -47,19 +49,32 @@ double stepwise_us(const Problem& p, const DeviceFacts& device, const Costs& c) 
   return p.groups * (product + pointwise + stages * (2 * c.launch_us + c.gemm_latency_us));
 }
 
-size_t stationary_bytes(const Problem& p, const Choice& choice) {
-  const stationary::Tiling& t = choice.tiling;
-  size_t const weights = size_t(t.team) * t.row_groups * t.depth_splits * t.split_slabs() * t.slab_quads() * 16;
-  return choice.exchange_bytes + weights * size_t(choice.groups_per_launch) * p.heads;
+// What `count` groups that run together take from the caller: gates that nobody keeps, as many as are held at once, or
+// what backward leaves for the gradients of the parameters (surroundings.h).
+int64_t buffer_elements(const Problem& p, Sweep sweep, int64_t count) {
+  CellFacts const cell = facts(p.cell);
+  int64_t const width = cell.gates * p.hidden_size;
+  if (sweep == Sweep::forward) {
+    if (p.save && !p.recompute) return 0;
+    int64_t const steps = stepwise::kChunkElements / std::max<int64_t>(p.batch * width * count, 1);
+    return count * std::min(p.rows, std::max<int64_t>(steps, 1) * p.batch) * width;
+  }
+  int64_t const columns = p.recompute ? cell.saved : cell.gates + cell.split_gate;
+  int64_t const second = p.proj_size > 0 ? p.proj_size + p.hidden_size : p.cell == CellKind::gru_v1 ? p.hidden_size : 0;
+  return count * p.rows * (columns * p.hidden_size + p.state_size() + second);
 }
 
-// Gates that nobody keeps, or gradients of the gates.
-size_t gate_bytes(const Problem& p, Sweep sweep) {
-  CellFacts const cell = facts(p.cell);
-  int64_t const columns = sweep == Sweep::backward ? (p.recompute ? cell.saved : cell.gates + cell.split_gate)
-                          : p.save && !p.recompute ? 0
-                                                   : cell.gates;
-  return size_t(p.rows) * columns * p.hidden_size * size_of(p.dtype);
+size_t sweep_bytes(const Problem& p, Sweep sweep, const Choice* choice) {
+  size_t const element = size_of(p.dtype), compute = p.dtype == Dtype::float64 ? 8 : 4;
+  if (choice == nullptr) {  // stepwise runs one group after the other, with the states and a product of one step
+    int64_t const width = sweep == Sweep::forward ? p.gate_size() + 3 * p.hidden_size : 3 * p.hidden_size;
+    return size_t(buffer_elements(p, sweep, 1)) * element + size_t(p.batch * width) * compute;
+  }
+  const stationary::Tiling& t = choice->tiling;
+  int64_t const warp = int64_t{t.split_slabs()} * t.slab_quads() * 16;
+  int64_t const weights = warp * t.row_groups * t.depth_splits * t.team * p.heads * choice->groups_per_launch;
+  return size_t(buffer_elements(p, sweep, choice->groups_per_launch)) * element + size_t(weights) +
+         choice->exchange_bytes;
 }
 
 }  // namespace
@@ -90,32 +105,37 @@ const char* name(stationary::Math math, bool exact) {
   }
 }
 
+int64_t typical_steps(int64_t steps) {
+  return steps <= 0 ? 0 : static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(steps)));
+}
+
 SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& device, const std::string& forced) {
   struct Candidate {
     std::string name;
     Choice choice;  // of a stationary strategy
-    double us_per_step, us;
+    double us_per_step = 0, fixed_us = 0;
     std::string why_not;
+
+    double us(int64_t steps) const { return fixed_us + us_per_step * static_cast<double>(steps); }
   };
-  bool const any = forced == "stationary";
+  Problem typical = problem;
+  typical.steps = typical_steps(problem.steps);
   std::vector<Candidate> candidates;
-  double const step = stepwise_us(problem, device, costs(device));
-  candidates.push_back({"stepwise", {}, step, step * problem.steps, ""});
+  candidates.push_back({"stepwise", {}, stepwise_us(problem, device, costs(device)), 0, ""});
   for (Exchange exchange : kExchanges) {
-    Candidate candidate{std::string("stationary:") + name(exchange), choose(problem, sweep, exchange, device), 0, 0,
-                        ""};
-    candidate.why_not = candidate.choice.why_not;
-    candidate.us_per_step = candidate.choice.us_per_step, candidate.us = candidate.choice.us(problem.steps);
-    candidates.push_back(candidate);
+    Choice const choice = choose(typical, sweep, exchange, device);
+    candidates.push_back(
+        {std::string("stationary:") + name(exchange), choice, choice.us_per_step, choice.fixed_us, choice.why_not});
   }
 
   const Candidate* best = nullptr;
   std::string reasons;
   for (const Candidate& candidate : candidates) {
-    bool const wanted = forced.empty() || candidate.name == forced || (any && candidate.name != "stepwise");
+    bool const wanted =
+        forced.empty() || candidate.name == forced || (forced == "stationary" && candidate.name != "stepwise");
     if (!wanted) continue;
     if (candidate.why_not.empty()) {
-      if (best == nullptr || candidate.us < best->us) best = &candidate;
+      if (best == nullptr || candidate.us(typical.steps) < best->us(typical.steps)) best = &candidate;
     } else {
       reasons += (reasons.empty() ? "" : "; ") + candidate.name + " " + candidate.why_not;
     }
@@ -125,16 +145,16 @@ SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& dev
   SweepPlan plan;
   plan.strategy = best->name;
   plan.stationary = best->choice;
-  plan.us_per_step = best->us_per_step, plan.us = best->us;
-  plan.bytes = gate_bytes(problem, sweep) * size_t(problem.groups);
-  if (!plan.stepwise()) plan.bytes += stationary_bytes(problem, best->choice);
+  plan.us_per_step = best->us_per_step, plan.us = best->us(problem.steps);
+  plan.bytes = sweep_bytes(problem, sweep, plan.stepwise() ? nullptr : &best->choice);
   for (const Candidate& candidate : candidates) {
     if (&candidate == best) continue;
     std::string reason = candidate.why_not;
     if (reason.empty()) {
-      reason = candidate.us < best->us
+      reason = candidate.us(typical.steps) < best->us(typical.steps)
                    ? "'" + forced + "' is forced"
-                   : microseconds(candidate.us_per_step) + " a step, " + microseconds(candidate.us) + " in all: slower";
+                   : microseconds(candidate.us_per_step) + " a step, " + microseconds(candidate.us(problem.steps)) +
+                         " in all: slower";
     }
     plan.rejected.emplace_back(candidate.name, reason);
   }

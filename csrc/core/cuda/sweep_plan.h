@@ -22,6 +22,10 @@ struct SweepPlan {
   bool stepwise() const { return strategy == "stepwise"; }
 };
 
+// The number of steps that a choice is made for, at least `steps`: a program with sequences of many lengths should not
+// search again for each.
+int64_t typical_steps(int64_t steps);
+
 // `forced`: empty, or the strategy to take, where "stationary" leaves the exchange open; throws Error where that one
 // does not fit.
 SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& device, const std::string& forced = "");

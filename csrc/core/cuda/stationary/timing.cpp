@@ -19,31 +19,31 @@ double special_operations(CellKind cell, Sweep sweep) {
 // The slowest of: the arithmetic of the warps that share a scheduler, the chain of sums of one warp, shared memory.
 double Timing::product(const Choice& choice) const {
   const Tiling& t = choice.tiling;
-  double const slabs = t.split_slabs(), tiles = rows_per_group(t.sweep) / 16;
+  double const tiles = rows_per_group(t.sweep) / 16;                // of 16 weight rows, of a warp
   double const warps = ceil_div(t.row_groups * t.depth_splits, 4);  // of one scheduler
-  double const rows = static_cast<double>(std::min<int64_t>(p_.batch, kTileRows));
   double operand_reads = 1, issue = 0, chain = 0;
   if (choice.math == Math::fma) {
-    double const operations = 4 * 2 * rows;  // of a lane: 16 bytes of two weight rows with every batch row
-    issue = tiles * operations * 128 / c_.fma_lanes;
-    chain = 4 * c_.fma_latency;
-    operand_reads = 2 * tiles * rows / kTileRows;  // loads of 64 bytes that all rows of a tile share, in twice the time
+    issue = tiles * live_rows() * 8 * 128 / c_.fma_lanes;  // a lane has 16 bytes of two weight rows
+    chain = 4 * c_.fma_latency * t.split_slabs();
+    operand_reads = live_rows() / kTileRows * 2;  // loads of 64 bytes, each for eight lanes
   } else {
     int const products = choice.exact ? 3 : 1;
     double const instructions = tiles * 2 * products;
     double const rests = choice.exact ? tiles * 2 * 6 * 2 : 0;  // a mask and a difference of each register
     issue = std::max(instructions * c_.mma_issue, instructions + rests);
-    chain = tiles / 2 * products * c_.mma_latency;  // four sums of a warp take turns, two products a slab and tile
+    // Four sums of a warp are under way, two with weights from shared memory.
+    double const turns = 2 * products * (t.register_slabs() * tiles / 4 + t.shared_slabs() * tiles / 4);
+    chain = turns * c_.mma_latency;
   }
   double const operand = t.row_groups * t.slabs() * 512.0 * operand_reads;
   double const partial = 2.0 * t.depth_splits * kTileRows * t.rows() * 4;
   double const bytes = operand + t.weight_bytes() + partial;
-  return std::max({warps * slabs * issue, slabs * chain, bytes / c_.shared_bytes}) + c_.shared_latency +
+  return std::max({warps * t.split_slabs() * issue, chain, bytes / c_.shared_bytes}) + c_.shared_latency +
          c_.mma_latency + c_.barrier;
 }
 
 double Timing::pointwise(const Tiling& t) const {
-  double const items = static_cast<double>(std::min<int64_t>(p_.batch, kTileRows)) * t.units;
+  double const items = live_rows() * t.units;
   double const rounds = ceil_div(static_cast<int64_t>(items), t.threads());
   double const special = items * special_operations(p_.cell, t.sweep) / c_.special_lanes;
   double const sums = rounds * t.row_gates * t.depth_splits * 4;
@@ -56,15 +56,14 @@ double Timing::fetch(const Choice& choice) const {
   if (t.exchange != Exchange::grid) return 0;
   double const blocks = static_cast<double>(choice.groups_per_launch * p_.heads * t.blocks());
   double const rate = std::min(c_.l2_bytes_alone, c_.l2_bytes * device_.multiprocessors / blocks);
-  double const rows = static_cast<double>(std::min<int64_t>(p_.batch, kTileRows));
-  return t.operand_quads() * 16 * rows / kTileRows / rate + c_.barrier;
+  return t.slabs() * 64 * live_rows() / rate + c_.barrier;
 }
 
 double Timing::hop(const Tiling& t) const {
-  double const sent = t.outbox_quads() * 16.0;
+  double const sent = t.block_chunks() * live_rows() * 16;
   switch (t.exchange) {
     case Exchange::block: return 0;
-    case Exchange::cluster: return c_.cluster_latency + sent * (t.team - 1) / c_.cluster_bytes;
+    case Exchange::cluster: return c_.cluster_latency + c_.cluster_wait + sent * (t.team - 1) / c_.cluster_bytes;
     case Exchange::grid: break;
   }
   double const stores = t.outbox_quads() / 32.0 * 10;  // by one warp

@@ -1,6 +1,8 @@
 // The time that a layout takes, by a model of the kernels: costs.h has its constants.
 #pragma once
 
+#include <algorithm>
+
 #include "../costs.h"
 #include "stationary_plan.h"
 
@@ -19,6 +21,7 @@ class Timing {
   void predict(Choice& choice) const;
 
  private:
+  double live_rows() const { return static_cast<double>(std::min<int64_t>(p_.batch, kTileRows)); }  // of a tile
   double product(const Choice& choice) const;  // these in cycles of one block and tile
   double pointwise(const Tiling& tiling) const;
   double fetch(const Choice& choice) const;      // of the operand, by every block
