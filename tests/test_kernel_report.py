@@ -56,7 +56,7 @@ def test_names_are_readable(report):
 def test_step_loop_is_what_runs_again(report):
     loop = kernel(report).step_loop
     assert [hex(i.address) for i in loop] == ["0x30", "0x40", "0x50", "0x60", "0x70", "0x80"]
-    assert report.held(loop) == report.fed(loop) == 1
+    assert report.sources(loop) == report.Sources(held=1, shared=0, operand=1)
 
 
 def test_a_kernel_as_designed_has_no_fault(report):
@@ -66,10 +66,10 @@ def test_a_kernel_as_designed_has_no_fault(report):
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("LDS.128 R12", "LDS.64 R12", "0 an operand that was loaded by 16 bytes"),
+        ("LDS.128 R12", "LDS.64 R12", "operand=0"),
         ("CS2R R8", "CS2R R13", None),
-        ("STS [R20], R8", "MOV R5, R8", "only 0 take weights that stay in registers"),
-        ("STS [R20], R8", "IMAD.WIDE R6, R1, R2, R3", "only 0 take weights that stay in registers"),
+        ("STS [R20], R8", "MOV R5, R8", "held=0"),
+        ("STS [R20], R8", "IMAD.WIDE R6, R1, R2, R3", "held=0"),
         ("STS [R20], R8", "LDG.E.128 R4, desc[UR4][R2.64]", "are those weights?"),
         ("STS [R20], R8", "LDL R9, [R1]", "it spills"),
         ("STS [R20], R8", "ST.E [R20], R8", "1 ST in the step loop"),
