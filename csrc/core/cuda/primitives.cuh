@@ -25,6 +25,7 @@ inline constexpr bool kHasClusters = true;
 #define RNNKERN_KERNEL(threads) __global__ __launch_bounds__(threads, 1)
 #define RNNKERN_PARAMETER __grid_constant__
 #define RNNKERN_UNROLL _Pragma("unroll")
+#define RNNKERN_ROLL _Pragma("unroll 1")
 
 namespace rnnkern::device {
 
@@ -52,6 +53,8 @@ RNNKERN_DEVICE int64_t grid_thread_yz() {
 RNNKERN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 RNNKERN_DEVICE int lane_index() { return static_cast<int>(threadIdx.x & 31); }
 RNNKERN_DEVICE int warp_index() { return static_cast<int>(threadIdx.x >> 5); }
+// A value that is the same in all lanes of a warp: told so, the compiler keeps it once for the warp.
+RNNKERN_DEVICE int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
 RNNKERN_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 
 // --- Memory ---

@@ -11,6 +11,7 @@
 #define RNNKERN_KERNEL(threads)
 #define RNNKERN_PARAMETER
 #define RNNKERN_UNROLL
+#define RNNKERN_ROLL
 
 namespace rnnkern::device {
 
@@ -21,6 +22,7 @@ using emulation::Site;
 inline int thread_index() { return emulation::running->index; }
 inline int lane_index() { return emulation::running->index % 32; }
 inline int warp_index() { return emulation::running->index / 32; }
+inline int uniform(int value) { return value; }
 inline int block_index() { return emulation::running->block; }
 inline int cluster_rank() { return emulation::running->cluster_rank; }
 

@@ -21,7 +21,7 @@ class BackwardSweep {
         engine_(s_, args.tiling, place, args.exchange, args.flags, args.exact) {}
 
   RNNKERN_DEVICE void run(const Place& place) {
-    engine_.begin(group().weights, field_.head(), place.rank);
+    engine_.begin(group().weights, place.recurrence % a_.heads, place.rank);
     for (int tile = 0; tile < field_.tiles(); ++tile) {
       for (Item item = field_.first_item(); item.inside(); item.next(s_)) start(tile, item);
     }
@@ -103,9 +103,10 @@ class BackwardSweep {
     int64_t const b = field_.batch_row(tile, item);
     float const rest = engine_.state(0, tile, item.index);
     if (!has_product || !now.live(now.after, b) || now.cut_after(b)) return rest;
-    float const product = engine_.total(item.n, item.unit);
-    if (group().mask == nullptr) return rest + product;
-    return rest + product * stepwise::load(group().mask + field_.place(tile, item));
+    float product[1];
+    engine_.totals(item.n, item.unit, product);
+    if (group().mask == nullptr) return rest + product[0];
+    return rest + product[0] * stepwise::load(group().mask + field_.place(tile, item));
   }
 
   RNNKERN_DEVICE void update(int p, int tile, const Item& item, const Input& input, bool has_product) {

@@ -17,7 +17,7 @@ class Engine {
       : s_(sizes), arrays_{sizes}, link_(sizes, tiling, place, exchange_memory, flags), exact_(exact) {
     int const row_group = device::warp_index() % tiling.row_groups, split = device::warp_index() / tiling.row_groups;
     int const g = device::lane_index() / kChunks, q = device::lane_index() % kChunks;
-    first_slab_ = split * s_.split_slabs;
+    first_slab_ = device::uniform(split * s_.split_slabs);
     int const left = s_.slabs - first_slab_;
     slabs_ = left < s_.split_slabs ? left : s_.split_slabs;
     partial_ = split * s_.split_stride + 2 * q * s_.padded_rows + row_group * rows_per_group(sweep) + g;
@@ -35,7 +35,7 @@ class Engine {
         }
       }
     }
-    for (int i = 0; i < s_.shared_slabs * kSlabQuads; i += 32) {
+    RNNKERN_ROLL for (int i = 0; i < s_.shared_slabs * kSlabQuads; i += 32) {
       arrays_.weights().st(shared_weights() + i, packed[kSlabs * kSlabQuads + i]);
     }
     link_.begin();
@@ -48,7 +48,7 @@ class Engine {
     RNNKERN_UNROLL for (int s = 0; s < kSlabs; ++s) {
       if (s < slabs_) multiply(sums, weights_[s], operand, s, s, rows);
     }
-    for (int s = kSlabs; s < slabs_; ++s) {
+    RNNKERN_ROLL for (int s = kSlabs; s < slabs_; ++s) {
       WeightTile weights[kTiles];
       int const at = shared_weights() + (s - kSlabs) * kSlabQuads;
       RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
@@ -67,12 +67,14 @@ class Engine {
     device::sync_threads();
   }
 
-  // The product of weight row `row` of this block and batch row n.
-  RNNKERN_DEVICE float total(int n, int row) const {
-    float sum = 0;
-    int at = n * s_.padded_rows + row;
-    for (int split = 0; split < s_.depth_splits; ++split, at += s_.split_stride) sum += arrays_.partial().ld(at);
-    return sum;
+  // The products of a unit's weight rows, one of each gate, and batch row n.
+  template <int gates>
+  RNNKERN_DEVICE void totals(int n, int unit, float (&sum)[gates]) const {
+    RNNKERN_UNROLL for (int gate = 0; gate < gates; ++gate) sum[gate] = 0;
+    int at = n * s_.padded_rows + unit;
+    RNNKERN_ROLL for (int split = 0; split < s_.depth_splits; ++split, at += s_.split_stride) {
+      RNNKERN_UNROLL for (int gate = 0; gate < gates; ++gate) sum[gate] += arrays_.partial().ld(at + gate * s_.units);
+    }
   }
 
   // Element of this block's part of operand p: gate (of the depth), unit, batch row.
@@ -101,7 +103,8 @@ class Engine {
  private:
   static constexpr int kTiles = rows_per_group(sweep) / 16, kSlabs = capacity(exchange, sweep).slabs;
   static constexpr int kSlabQuads = kTiles * 64;
-  static constexpr int kChains = 4 / kTiles;  // of each tile: four products of a warp are under way
+  // Of each tile: four products of a warp are under way, or two where four warps share a scheduler and its registers.
+  static constexpr int kChains = (exchange == Exchange::block ? 2 : 4) / kTiles;
 
   RNNKERN_DEVICE int shared_weights() const {
     return device::warp_index() * s_.shared_slabs * kSlabQuads + device::lane_index();

@@ -18,7 +18,7 @@ struct Place {
 
   RNNKERN_DEVICE static Place of(const Tiling& t) {
     int const blocks = t.teams * t.team, index = device::block_index();
-    return {index / blocks, index % blocks / t.team, index % t.team};
+    return {device::uniform(index / blocks), device::uniform(index % blocks / t.team), device::uniform(index % t.team)};
   }
 };
 
@@ -132,9 +132,9 @@ class GridLink {
         first_tile_((place.recurrence * tiling.teams + place.team) * tiling.tiles) {
     // Each warp fetches some slabs, as soon as the blocks that make them have published.
     int const warps = s_.threads / 32, count = (s_.slabs + warps - 1) / warps;
-    first_slab_ = device::warp_index() * count, last_slab_ = min(first_slab_ + count, s_.slabs);
-    first_block_ = first_slab_ * kChunks / s_.block_chunks;
-    last_block_ = min((last_slab_ * kChunks - 1) / s_.block_chunks, s_.team - 1);
+    first_slab_ = device::uniform(device::warp_index() * count), last_slab_ = min(first_slab_ + count, s_.slabs);
+    first_block_ = device::uniform(first_slab_ * kChunks / s_.block_chunks);
+    last_block_ = device::uniform(min((last_slab_ * kChunks - 1) / s_.block_chunks, s_.team - 1));
   }
 
   RNNKERN_DEVICE void begin() const {

@@ -10,10 +10,6 @@ namespace rnnkern::stationary {
 struct Item {
   int index, unit, n;
 
-  RNNKERN_DEVICE static Item first(const Tiling& t) {
-    int const index = device::thread_index();
-    return {index, index % t.units, index / t.units};
-  }
   RNNKERN_DEVICE bool inside() const { return n < kTileRows; }
   RNNKERN_DEVICE void next(const Sizes& s) {
     index += s.threads;
@@ -28,31 +24,27 @@ template <class Args>
 class Field {
  public:
   RNNKERN_DEVICE Field(const Args& args, const Place& place)
-      : a_(args), group_(place.recurrence / args.heads), head_(place.recurrence % args.heads),
-        first_row_(place.team * args.tiling.tiles * kTileRows), first_unit_(place.rank * args.tiling.units),
-        first_item_(Item::first(args.tiling)) {
-    int64_t const tiles = (a_.batch - first_row_ + kTileRows - 1) / kTileRows;
-    tiles_ = tiles < args.tiling.tiles ? static_cast<int>(tiles) : args.tiling.tiles;
-  }
+      : a_(args), group_(device::uniform(place.recurrence / args.heads)),
+        first_row_(place.team * args.tiling.tiles * kTileRows),
+        first_unit_(device::uniform(place.recurrence % args.heads) * args.sizes.head_size +
+                    place.rank * args.sizes.units),
+        units_(min(args.sizes.units, args.sizes.head_size - place.rank * args.sizes.units)),
+        tiles_(device::uniform(
+            static_cast<int>(min<int64_t>(args.tiling.tiles, (a_.batch - first_row_ + kTileRows - 1) / kTileRows)))),
+        first_item_(device::thread_index() / args.sizes.units << 16 | device::thread_index() % args.sizes.units) {}
 
   RNNKERN_DEVICE const auto& group() const { return a_.group[group_]; }
-  RNNKERN_DEVICE int head() const { return head_; }
   RNNKERN_DEVICE int tiles() const { return tiles_; }
-  RNNKERN_DEVICE Item first_item() const { return first_item_; }
+  RNNKERN_DEVICE Item first_item() const { return {device::thread_index(), first_item_ & 0xffff, first_item_ >> 16}; }
 
   // Batch rows of a tile.
   RNNKERN_DEVICE int rows(int tile) const {
-    int64_t const left = a_.batch - first_row_ - tile * kTileRows;
-    return left < kTileRows ? static_cast<int>(left) : kTileRows;
+    return static_cast<int>(min<int64_t>(kTileRows, a_.batch - first_row_ - tile * kTileRows));
   }
   RNNKERN_DEVICE int64_t batch_row(int tile, const Item& item) const { return first_row_ + tile * kTileRows + item.n; }
   // Unit within the layer.
-  RNNKERN_DEVICE int64_t unit(const Item& item) const {
-    return int64_t{head_} * a_.sizes.head_size + first_unit_ + item.unit;
-  }
-  RNNKERN_DEVICE bool inside(int tile, const Item& item) const {
-    return item.n < rows(tile) && first_unit_ + item.unit < a_.sizes.head_size;
-  }
+  RNNKERN_DEVICE int64_t unit(const Item& item) const { return first_unit_ + item.unit; }
+  RNNKERN_DEVICE bool inside(int tile, const Item& item) const { return item.n < rows(tile) && item.unit < units_; }
   // Of an element in a [B, H] tensor, and in [groups, B, H].
   RNNKERN_DEVICE int64_t place(int tile, const Item& item) const {
     return batch_row(tile, item) * a_.hidden + unit(item);
@@ -70,9 +62,14 @@ class Field {
   }
 
  private:
+  template <class Int>
+  RNNKERN_DEVICE static Int min(Int a, Int b) {
+    return a < b ? a : b;
+  }
+
   const Args& a_;
-  int group_, head_, first_row_, first_unit_, tiles_;
-  Item first_item_;
+  int group_, first_row_, first_unit_, units_, tiles_;
+  int first_item_;  // row, then unit in the lower half
 };
 
 }  // namespace rnnkern::stationary

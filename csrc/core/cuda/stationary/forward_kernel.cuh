@@ -19,7 +19,7 @@ class ForwardSweep {
         engine_(s_, args.tiling, place, args.exchange, args.flags, args.exact) {}
 
   RNNKERN_DEVICE void run(const Place& place) {
-    engine_.begin(group().weights, field_.head(), place.rank);
+    engine_.begin(group().weights, place.recurrence % a_.heads, place.rank);
     for (int tile = 0; tile < field_.tiles(); ++tile) {
       for (Item item = field_.first_item(); item.inside(); item.next(s_)) start(tile, item);
       engine_.publish(0, tile, field_.rows(tile));
@@ -106,13 +106,14 @@ class ForwardSweep {
   RNNKERN_DEVICE void update(int p, int tile, const Item& item, const Input& input) {
     Course const now = course(p);
     int64_t const b = field_.batch_row(tile, item), unit = field_.unit(item), row = now.now.offset + b;
+    bool const exists = b < now.now.rows, cut = input.live && now.cut(b);
+    bool const cut_after = now.live(now.after, b) && now.cut_after(b);
     float h = engine_.state(0, tile, item.index);
     if (input.live) {
-      bool const cut = now.cut(b);
       float gh[Cell::gates], s[Cell::states], saved[Cell::saved], out[Cell::states];
+      engine_.totals(item.n, item.unit, gh);
       RNNKERN_UNROLL for (int g = 0; g < Cell::gates; ++g) {
-        gh[g] = engine_.total(item.n, g * s_.units + item.unit) +
-                stepwise::load_or_zero(group().b_hh, g * a_.hidden + unit);
+        gh[g] += stepwise::load_or_zero(group().b_hh, g * a_.hidden + unit);
       }
       s[0] = cut ? 0 : h;
       if constexpr (Cell::states == 2) s[1] = cut ? 0 : engine_.state(1, tile, item.index);
@@ -129,10 +130,10 @@ class ForwardSweep {
       } else {
         keep(row, unit, h, 0);
       }
-    } else if (b < now.now.rows) {  // a row that is not live keeps its state, and its output is zero
+    } else if (exists) {  // a row that is not live keeps its state, and its output is zero
       keep(row, unit, 0, 0);
     }
-    put(p + 1, tile, item, h, now.live(now.after, b) && now.cut_after(b));
+    put(p + 1, tile, item, h, cut_after);
   }
 
   RNNKERN_DEVICE void keep(int64_t row, int64_t unit, float h, float c) const {

@@ -34,7 +34,7 @@ RNNKERN_HD constexpr int rows_per_group(Sweep sweep) { return sweep == Sweep::fo
 RNNKERN_HD constexpr Capacity capacity(Exchange exchange, Sweep sweep) {
   int const wide = sweep == Sweep::forward ? 1 : 2;
   if (exchange == Exchange::block) return {512, 3 * wide};
-  return {256, sweep == Sweep::forward ? 9 : 20};
+  return {256, sweep == Sweep::forward ? 10 : 22};
 }
 
 struct Tiling {
