@@ -1,6 +1,7 @@
 #include "race.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "report.h"
 
@@ -39,6 +40,14 @@ namespace {
 
 bool knows(const ThreadClock& clock, Epoch epoch) {
   return epoch.who == clock.who || (clock.past != nullptr && clock.past->of(epoch.who) >= epoch.when);
+}
+
+bool knows_all(const ThreadClock& clock, const Readers& readers) {
+  if (readers.when == 0) return true;
+  for (uint32_t lanes = readers.lanes; lanes != 0; lanes &= lanes - 1) {
+    if (!knows(clock, {readers.first + static_cast<uint32_t>(std::countr_zero(lanes)), readers.when})) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -95,12 +104,15 @@ Cell* Races::global(uintptr_t address) {
 }
 
 void Races::read(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind, Site site) {
+  uint32_t const first = by.who - by.lane;
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
     if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch) && !(cell->strong && kind != Kind::plain)) {
       report({{by.who, by.now}, site}, "reads memory", cell->write, "write");
     }
-    if (cell->more == 0 && (cell->read.epoch.when == 0 || knows(by, cell->read.epoch))) {
-      cell->read = {{by.who, by.now}, site};
+    if (cell->read.first == first && cell->read.when == by.now) {
+      cell->read.lanes |= uint32_t{1} << by.lane;
+    } else if (cell->more == 0 && knows_all(by, cell->read)) {
+      cell->read = {first, by.now, uint32_t{1} << by.lane, site};
     } else {
       add_reader(*cell, by, site);
     }
@@ -116,41 +128,53 @@ void Races::add_reader(Cell& cell, const ThreadClock& by, Site site) {
     cell.more = free_readers_.back();
     free_readers_.pop_back();
   }
-  Access const access = {{by.who, by.now}, site};
-  if (knows(by, cell.read.epoch)) {
-    cell.read = access;
+  auto& list = readers_[cell.more - 1];
+  uint32_t const first = by.who - by.lane;
+  for (Readers& readers : list) {
+    if (readers.first != first || readers.when != by.now) continue;
+    readers.lanes |= uint32_t{1} << by.lane;
     return;
   }
-  for (Access& reader : readers_[cell.more - 1]) {
-    if (knows(by, reader.epoch)) {
-      reader = access;
-      return;
-    }
+  Readers const own = {first, by.now, uint32_t{1} << by.lane, site};
+  for (Readers& readers : list) {
+    if (!knows_all(by, readers)) continue;
+    readers = own;
+    return;
   }
-  readers_[cell.more - 1].push_back(access);
+  list.push_back(own);
 }
 
 void Races::clear_readers(Cell& cell) {
-  cell.read.epoch = {};
+  cell.read.when = 0;
   if (cell.more == 0) return;
   readers_[cell.more - 1].clear();
   free_readers_.push_back(cell.more);
   cell.more = 0;
 }
 
+// `knows`: what the writer knows, of an epoch.
+template <class Known>
+void Races::check_readers(const Cell& cell, const Access& writer, const char* what, Known knows) const {
+  auto const check = [&](const Readers& readers) {
+    if (readers.when == 0) return;
+    for (uint32_t lanes = readers.lanes; lanes != 0; lanes &= lanes - 1) {
+      Epoch const epoch = {readers.first + static_cast<uint32_t>(std::countr_zero(lanes)), readers.when};
+      if (!knows(epoch)) report(writer, what, {epoch, readers.site}, "read");
+    }
+  };
+  check(cell.read);
+  if (cell.more == 0) return;
+  for (const Readers& readers : readers_[cell.more - 1]) check(readers);
+}
+
 void Races::write(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind, Site site) {
   Access const access = {{by.who, by.now}, site};
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
     if (kind != Kind::strong) {
-      if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch))
+      if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch)) {
         report(access, "writes memory", cell->write, "write");
-      if (cell->read.epoch.when != 0 && !knows(by, cell->read.epoch))
-        report(access, "writes memory", cell->read, "read");
-      if (cell->more != 0) {
-        for (Access const& reader : readers_[cell->more - 1]) {
-          if (!knows(by, reader.epoch)) report(access, "writes memory", reader, "read");
-        }
       }
+      check_readers(*cell, access, "writes memory", [&](Epoch epoch) { return knows(by, epoch); });
     }
     cell->write = access;
     cell->strong = kind == Kind::strong;
@@ -159,17 +183,11 @@ void Races::write(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind,
 }
 
 void Races::write_since(Cell* cells, uint32_t bytes, const Snapshot& begun, Epoch as, Site site) {
+  constexpr char kWhat[] = "writes memory asynchronously";
   Access const from = {begun.own, site};
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
-    auto const check = [&](const Access& earlier, const char* what) {
-      if (earlier.epoch.when != 0 && !begun.knows(earlier.epoch))
-        report(from, "writes memory asynchronously", earlier, what);
-    };
-    check(cell->write, "write");
-    check(cell->read, "read");
-    if (cell->more != 0) {
-      for (Access const& reader : readers_[cell->more - 1]) check(reader, "read");
-    }
+    if (cell->write.epoch.when != 0 && !begun.knows(cell->write.epoch)) report(from, kWhat, cell->write, "write");
+    check_readers(*cell, from, kWhat, [&](Epoch epoch) { return begun.knows(epoch); });
     cell->write = {as, site};
     cell->strong = false;
     clear_readers(*cell);

@@ -44,6 +44,7 @@ struct Snapshot {
 
 struct ThreadClock {
   uint32_t who = 0, now = 1;
+  uint32_t lane = 0;  // who - lane is the first of its warp
   Past past;
   Snapshot snapshot() const { return {past, {who, now}}; }
 };
@@ -66,10 +67,16 @@ struct Access {
   Epoch epoch;
   Site site;
 };
+struct Readers {       // lanes of a warp, all at the same moment of their own
+  uint32_t first = 0;  // thread of lane 0
+  uint32_t when = 0;   // 0: nobody
+  uint32_t lanes = 0;
+  Site site;  // of the first to come
+};
 struct Cell {
   Access write;
-  Access read;
-  uint32_t more = 0;    // other readers: an index into Shadow's lists, from 1
+  Readers read;
+  uint32_t more = 0;    // other readers: an index into the lists of Races, from 1
   bool strong = false;  // the write was a flag's: a relaxed load may see it at any time
 };
 
@@ -112,12 +119,14 @@ class Races {
   uint32_t stride() const { return threads_ + kMbarriers; }
   [[noreturn]] void report(const Access& access, const char* what, const Access& earlier,
                            const char* earlier_what) const;
+  template <class Known>
+  void check_readers(const Cell& cell, const Access& writer, const char* what, Known knows) const;
   void add_reader(Cell& cell, const ThreadClock& by, Site site);
   void clear_readers(Cell& cell);
 
   static constexpr uintptr_t kPage = 4096;
   uint32_t threads_;
-  std::vector<std::vector<Access>> readers_;
+  std::vector<std::vector<Readers>> readers_;
   std::vector<uint32_t> free_readers_;
   std::unordered_map<uintptr_t, std::unique_ptr<Shadow>> pages_;
 };

@@ -113,6 +113,7 @@ void Machine::start(Block& block) {
     thread.warp = &warps[i / kLanes];
     thread.owner = &block;
     if (races_) thread.clock.who = races_->thread_number(block.index, i);
+    thread.clock.lane = static_cast<uint32_t>(i % kLanes);
     thread.fiber.prepare(&Machine::enter, &thread, static_cast<size_t>(i));
   }
   for (int i = 0; i < shape_.threads / kLanes; ++i) {
