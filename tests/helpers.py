@@ -257,6 +257,26 @@ def named(choice):
     return "-".join(str(value).removeprefix("torch.") for value in values) or "plain"
 
 
+class Layer(torch.nn.Module):
+    """One layer as a module: the weights of a problem are its parameters; it keeps the schedule and the masks."""
+
+    def __init__(self, one):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(one.tensors["weights"])
+        given = ("x", "h_0", "c_0", "weights")
+        self.rest = {name: value for name, value in one.tensors.items() if name not in given and value is not None}
+        self.options = {"zoneout": one.zoneout, "want_cells": True, **one.options}
+
+    def forward(self, x, h_0, c_0=None):
+        results = autograd.layer(x, list(self.weights), h_0, c_0, **self.rest, **self.options)
+        return tuple(result for result in results if result is not None)
+
+
+def inputs_of(one):
+    """What `Layer.forward` takes."""
+    return tuple(t for name in ("x", "h_0", "c_0") if (t := one.tensors[name]) is not None)
+
+
 @functools.cache
 def instruction_sets():
     return tuple(rnnkern.build_info()["cpu_isas"])
