@@ -116,17 +116,16 @@ def _older_level(tensor: Tensor) -> int:
 def _under_torch_func(
     derivative: Derivative, ctx: Any, incoming: Sequence[Tensor | None], level: int
 ) -> tuple[Tensor | None, ...]:
-    places = [place for place, t in enumerate(incoming) if t is not None and older_vmap_batched(t)]
+    batched = {place: t for place, t in enumerate(incoming) if t is not None and older_vmap_batched(t)}
     there: list[bool] = []
 
     def of_one(*values: Tensor) -> tuple[Tensor, ...]:
         arguments = list(incoming)
-        for place, value in zip(places, values, strict=True):
+        for place, value in zip(batched, values, strict=True):
             arguments[place] = value
         results = derivative(ctx, *arguments)
         there[:] = [result is not None for result in results]
         return tuple(result for result in results if result is not None)
 
-    batches = (older_vmap_leave(incoming[place], level, 1, 0) for place in places)
-    results = iter(torch.func.vmap(of_one)(*batches))
+    results = iter(torch.func.vmap(of_one)(*(older_vmap_leave(t, level, 1, 0) for t in batched.values())))
     return tuple(older_vmap_enter(next(results), 0, level) if known else None for known in there)

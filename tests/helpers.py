@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkern
 from comparison import assert_close, error, random_like
@@ -275,6 +276,24 @@ class Layer(torch.nn.Module):
 def inputs_of(one):
     """What `Layer.forward` takes."""
     return tuple(t for name in ("x", "h_0", "c_0") if (t := one.tensors[name]) is not None)
+
+
+class OperatorCalls(TorchDispatchMode):
+    """Within it, every call of the library's operators: its name and, by the names of the schema, its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "rnnkern":
+            given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+            self.calls.append((func._schema.name.removeprefix("rnnkern::"), given))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def names(self):
+        return [name for name, _ in self.calls]
 
 
 @functools.cache

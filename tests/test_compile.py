@@ -18,7 +18,7 @@ every_backend = pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 every_schedule = pytest.mark.parametrize("schedule", ["plain", "lengths+reset"])
 no_recompilation = torch._dynamo.config.patch(error_on_recompile=True)
 
-# T and B. The first two share no size with the layers (5, 8, 4) or each other: the compiler would tie equal ones together.
+# T and B. The first sizes are none of the layers' (5, 8, 4), as the compiler would tie equal ones together.
 SIZES = [(7, 3), (6, 9), (2, 3), (3, 2), (2, 2), (9, 9)]
 
 

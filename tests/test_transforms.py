@@ -15,13 +15,11 @@ from helpers import (
     every_cell,
     inputs_of,
     loss,
-    problem,
-    requiring_gradients,
     some_schedules,
     tiny,
     two_cells,
 )
-from rnnkern import autograd, reference
+from rnnkern import reference
 
 # --- torch.func -------------------------------------------------------------------------------------------------------
 
