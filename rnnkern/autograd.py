@@ -112,6 +112,7 @@ class LayerForward(torch.autograd.Function):
         return results
 
     @staticmethod
+    @batching.handing_over
     def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, y, cells, gates = ctx.saved_tensors
         need = ctx.needs_input_grad
@@ -120,6 +121,7 @@ class LayerForward(torch.autograd.Function):
         return None, *_spread(needs, gradients)
 
     @staticmethod
+    @batching.handing_over
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
 
         def function_of(tensors: Tensors, places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
@@ -146,6 +148,7 @@ class LayerBackward(torch.autograd.Function):
         return gradients
 
     @staticmethod
+    @batching.handing_over
     def backward(ctx: Any, *d_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         need = ctx.needs_input_grad[2:6] + ctx.needs_input_grad[9:]
@@ -158,6 +161,7 @@ class LayerBackward(torch.autograd.Function):
         return None, None, *result[:4], None, None, None, *result[4:]
 
     @staticmethod
+    @batching.handing_over
     def jvp(ctx: Any, _options: None, _needs: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         tangents = tangents[:4] + tangents[7:]
         found = iter(_jvp(partial(_reference_gradients, ctx), ctx.saved_tensors, tangents))

@@ -6,11 +6,15 @@ tensor gets it in front, and the operator runs its members as groups (*stack*).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from rnnkern.ops import WEIGHTS, Options, Tensors
+from rnnkern.torch_private import older_vmap_batched, older_vmap_enter, older_vmap_leave
 
 # The batch dimension of `tensors`, of the four results, and of what backward reads of them: y, cells, gates.
 TENSORS = (1, 1, 1, 0, 1, None, 1, 2, 2)
@@ -77,3 +81,51 @@ def unstack(
             r.unflatten(0, (size, r.shape[0] // size)) if known else r for r, known in zip(results, there, strict=True)
         ]
     return tuple(results), dims
+
+
+# --- torch's older vmap -----------------------------------------------------------------------------------------------
+
+Derivative = Callable[..., tuple[Tensor | None, ...]]
+
+
+def handing_over(derivative: Derivative) -> Derivative:
+    """A Function's `backward` or `jvp` that hands batches of torch's older vmap over to that of `torch.func`.
+
+    `torch.autograd.grad(is_grads_batched=True)` and `torch.autograd.functional.jacobian(vectorize=True)` run the older
+    one, which knows torch's own operators alone.
+    """
+
+    @functools.wraps(derivative)
+    def handed_over(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        for tensor in incoming:
+            if tensor is not None and older_vmap_batched(tensor):
+                return _under_torch_func(derivative, ctx, incoming, _older_level(tensor))
+        return derivative(ctx, *incoming)
+
+    return handed_over
+
+
+def _older_level(tensor: Tensor) -> int:
+    """The level that a batched tensor lives on; the engine's threads do not know the one that runs."""
+    for level in range(1, 64):
+        if not older_vmap_batched(older_vmap_leave(tensor, level, 1, 0)):
+            return level
+    raise RuntimeError("is_grads_batched=True cannot be nested around a recurrent layer: use torch.func.vmap")
+
+
+def _under_torch_func(
+    derivative: Derivative, ctx: Any, incoming: Sequence[Tensor | None], level: int
+) -> tuple[Tensor | None, ...]:
+    batched = {place: t for place, t in enumerate(incoming) if t is not None and older_vmap_batched(t)}
+    there: list[bool] = []
+
+    def of_one(*values: Tensor) -> tuple[Tensor, ...]:
+        arguments = list(incoming)
+        for place, value in zip(batched, values, strict=True):
+            arguments[place] = value
+        results = derivative(ctx, *arguments)
+        there[:] = [result is not None for result in results]
+        return tuple(result for result in results if result is not None)
+
+    results = iter(torch.func.vmap(of_one)(*(older_vmap_leave(t, level, 1, 0) for t in batched.values())))
+    return tuple(older_vmap_enter(next(results), 0, level) if known else None for known in there)

@@ -6,6 +6,7 @@ by the operator.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -149,6 +150,8 @@ def checked_lengths(lengths: Tensor, x: Tensor, batched: bool) -> Tensor:
     if lengths.dim() != batched or (batched and lengths.shape[0] != x.shape[1]):
         expected = [x.shape[1]] if batched else []
         raise ValueError(f"lengths must have one entry a sequence: expected size {expected}, got {list(lengths.shape)}")
+    if lengths.is_cpu and x.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"lengths on the CPU cannot be captured in a CUDA graph: give them on {x.device}")
     if not lengths.is_cpu and lengths.device != x.device:
         lengths = lengths.to(x.device)
     return lengths.reshape(-1).to(torch.int64)
@@ -177,6 +180,11 @@ def checked_reset_mask(mask: Tensor | PackedSequence, x: Tensor, batched: bool, 
     return mask.unsqueeze(1) if not batched else mask.t() if batch_first else mask
 
 
+def _readable(tensor: Tensor) -> bool:
+    """Whether values may be read: those on a GPU would make the processor wait for it."""
+    return tensor.is_cpu or os.environ.get("RNNKERN_CHECK") == "1"
+
+
 def checked_packed_reset_mask(mask: Tensor | PackedSequence, input: PackedSequence) -> Tensor:
     """As `[rows]`."""
     if not isinstance(mask, PackedSequence):
@@ -188,6 +196,6 @@ def checked_packed_reset_mask(mask: Tensor | PackedSequence, input: PackedSequen
         if not torch.equal(mask.batch_sizes, input.batch_sizes):
             raise ValueError("reset_mask must have the input's batch sizes")
         one, other = mask.sorted_indices, input.sorted_indices
-        if one is not None and other is not None and not torch.equal(one, other):
+        if one is not None and other is not None and _readable(one) and not torch.equal(one, other):
             raise ValueError("reset_mask must have the input's order of sequences (sorted_indices)")
     return mask.data

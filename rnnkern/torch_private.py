@@ -16,6 +16,11 @@ autocast_enabled = torch._C._is_any_autocast_enabled
 forward_mode_enabled = torch._C._is_fwd_grad_enabled
 set_forward_mode = forward_ad._set_fwd_grad_enabled
 
+# The vmap that torch had before torch.func, which `torch.autograd.grad(is_grads_batched=True)` still runs.
+older_vmap_batched = torch._C._functorch.is_legacy_batchedtensor
+older_vmap_enter = torch._add_batch_dim  # (tensor, dim, level)
+older_vmap_leave = torch._remove_batch_dim  # (tensor, level, size where it has no such level, dim)
+
 # Hooks of all modules at once; torch adds to these dictionaries and never replaces them.
 GLOBAL_HOOKS: tuple[Mapping[int, Any], ...] = (
     module._global_forward_hooks,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkern
 from comparison import assert_close, error, random_like
@@ -255,6 +256,44 @@ def named(choice):
     """A parametrised case's name."""
     values = (name if value is True else f"no_{name}" if value is False else value for name, value in choice.items())
     return "-".join(str(value).removeprefix("torch.") for value in values) or "plain"
+
+
+class Layer(torch.nn.Module):
+    """One layer as a module: the weights of a problem are its parameters; it keeps the schedule and the masks."""
+
+    def __init__(self, one):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(one.tensors["weights"])
+        given = ("x", "h_0", "c_0", "weights")
+        self.rest = {name: value for name, value in one.tensors.items() if name not in given and value is not None}
+        self.options = {"zoneout": one.zoneout, "want_cells": True, **one.options}
+
+    def forward(self, x, h_0, c_0=None):
+        results = autograd.layer(x, list(self.weights), h_0, c_0, **self.rest, **self.options)
+        return tuple(result for result in results if result is not None)
+
+
+def inputs_of(one):
+    """What `Layer.forward` takes."""
+    return tuple(t for name in ("x", "h_0", "c_0") if (t := one.tensors[name]) is not None)
+
+
+class OperatorCalls(TorchDispatchMode):
+    """Within it, every call of the library's operators: its name and, by the names of the schema, its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "rnnkern":
+            given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+            self.calls.append((func._schema.name.removeprefix("rnnkern::"), given))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def names(self):
+        return [name for name, _ in self.calls]
 
 
 @functools.cache

@@ -98,10 +98,10 @@ def test_third_derivatives(cell, schedule, device):
 # --- opcheck ----------------------------------------------------------------------------------------------------------
 
 
-def operator_arguments(one, save=True, recompute=False):
+def operator_arguments(one, save=True, recompute=False, ensemble=False):
     """Of `layer_forward`."""
     tensors = (*(value for name, value in one.tensors.items() if name != "weights"), *one.tensors["weights"])
-    options = ops.Options(one.zoneout, *one.options.values(), False, save, recompute, True)
+    options = ops.Options(one.zoneout, *one.options.values(), ensemble, save, recompute, True)
     return tensors[0], list(tensors[ops.WEIGHTS :]), *tensors[1 : ops.WEIGHTS], *options
 
 
@@ -140,6 +140,21 @@ def test_opcheck_forward(cell, choice, device):
 def test_opcheck_backward(cell, choice, device):
     one = tiny(cell, device=device, steps=2, **{"schedule": "plain", **choice}).requiring_gradients()
     arguments = operator_arguments(one)
+    with torch.no_grad():
+        *outputs, gates = ops.layer_forward(*arguments)
+    y, _, _, cells = outputs
+    d_outputs = [torch.randn_like(out).requires_grad_() if out.numel() else None for out in outputs]
+    needs = [True, True, cell == "lstm", *[True] * len(arguments[1])]
+    torch.library.opcheck(ops.layer_backward, (*d_outputs, *arguments[:15], False, y, cells, gates, needs))
+
+
+@pytest.mark.parametrize(("cell", "schedule"), [("lstm", "plain"), ("rnn_tanh", "lengths+reset")])
+def test_opcheck_of_an_ensemble(cell, schedule, device):
+    one = tiny(cell, schedule, device=device, steps=2, masks="recurrent+zoneout_train")
+    members = one.converted(lambda t: torch.stack([t, t]))
+    torch.library.opcheck(ops.layer_forward, operator_arguments(members, save=False, ensemble=True))
+    arguments = operator_arguments(members.requiring_gradients(), ensemble=True)
+    torch.library.opcheck(ops.layer_forward, arguments)
     with torch.no_grad():
         *outputs, gates = ops.layer_forward(*arguments)
     y, _, _, cells = outputs

@@ -14,12 +14,13 @@ import hashlib, sys
 import torch, rnnkern
 
 torch.set_num_threads(int(sys.argv[1]))
+torch.set_default_device(sys.argv[2])
 torch.use_deterministic_algorithms(True)
 digest = hashlib.sha256()
 
 def add(tensors):
     for tensor in tensors:
-        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 for name in ("LSTM", "GRU", "RNN"):
     for dtype in (torch.float32, torch.bfloat16):
@@ -34,11 +35,10 @@ print(digest.hexdigest())
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
-def test_fresh_processes_give_the_same_bits_forward_and_backward(threads):
-    processes = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, threads], stdout=subprocess.PIPE, text=True, env=os.environ)
-        for _ in range(2)
-    ]
+def test_fresh_processes_give_the_same_bits_forward_and_backward(threads, device):
+    command = [sys.executable, "-c", PROGRAM, threads, device]
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # as torch asks on CUDA
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     first, second = (process.communicate()[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0]
     assert len(first.strip()) == 64

@@ -1,4 +1,4 @@
-"""The operators under torch.compile, torch.export and the transforms of torch.func."""
+"""The operators and the layers under the transforms of torch.func and of torch.autograd.functional."""
 
 import functools
 
@@ -9,83 +9,17 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 import helpers
 from comparison import assert_close
 from helpers import (
+    Layer,
     by_kernels,
     by_reference,
     every_cell,
+    inputs_of,
     loss,
-    problem,
-    requiring_gradients,
     some_schedules,
     tiny,
     two_cells,
 )
-from rnnkern import autograd, reference
-
-# --- torch.compile and torch.export -----------------------------------------------------------------------------------
-
-
-class Layer(torch.nn.Module):
-    """`autograd.layer` with the weights of a problem as parameters, and its schedule and masks."""
-
-    def __init__(self, one):
-        super().__init__()
-        self.weights = torch.nn.ParameterList(one.tensors["weights"])
-        given = ("x", "h_0", "c_0", "weights")
-        self.rest = {name: value for name, value in one.tensors.items() if name not in given and value is not None}
-        self.options = {"zoneout": one.zoneout, "want_cells": True, **one.options}
-
-    def forward(self, x, h_0, c_0=None):
-        results = autograd.layer(x, list(self.weights), h_0, c_0, **self.rest, **self.options)
-        return tuple(result for result in results if result is not None)
-
-
-def inputs_of(one):
-    return tuple(t for name in ("x", "h_0", "c_0") if (t := one.tensors[name]) is not None)
-
-
-@pytest.mark.parametrize("masks", helpers.MASKS)
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@two_cells
-def test_compiled_without_a_graph_break(cell, backend, masks, device):
-    torch._dynamo.reset()
-    one = problem(cell, "lengths+reset", masks=masks, device=device, padding=0.0)
-    module = Layer(one)
-    compiled = torch.compile(module, backend=backend, fullgraph=True)
-    inputs = requiring_gradients(inputs_of(one))
-    differentiable = [*inputs, *module.parameters()]
-    expected = torch.autograd.grad(loss(module(*inputs)), differentiable)
-    assert_close(torch.autograd.grad(loss(compiled(*inputs)), differentiable), expected, gradient=True)
-    with torch.no_grad():
-        assert_close(compiled(*inputs), module(*inputs))
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@two_cells
-def test_compiled_with_dynamic_shapes(cell, backend, device):
-    torch._dynamo.reset()
-    module = Layer(problem(cell, device=device, steps=5, batch=6))
-    compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=True)
-    for steps, batch in ((5, 6), (7, 2), (9, 8)):  # no two sizes are equal: the compiler would tie those together
-        inputs = inputs_of(problem(cell, device=device, steps=steps, batch=batch))
-        parameters = list(module.parameters())
-        expected = torch.autograd.grad(loss(module(*inputs)), parameters)
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            found = torch.autograd.grad(loss(compiled(*inputs)), parameters)
-        assert_close(found, expected, gradient=True)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@two_cells
-def test_exported_with_dynamic_shapes(cell, strict, device):
-    one = problem(cell, device=device)
-    module, inputs = Layer(one), inputs_of(one)
-    steps, batch = torch.export.Dim("steps", min=2), torch.export.Dim("batch", min=2)
-    shapes = tuple({0: steps, 1: batch} if place == 0 else {1: batch} for place in range(len(inputs)))
-    program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=strict)
-    for exported in (program.module(), program.run_decompositions().module()):
-        others = inputs_of(problem(cell, device=device, steps=8, batch=3))
-        assert_close(exported(*others), module(*others))
-
+from rnnkern import reference
 
 # --- torch.func -------------------------------------------------------------------------------------------------------
 
