@@ -15,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 import rnnkern
 from comparison import assert_close
 
-pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without its distributed package")
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available(), reason="torch was built without its distributed package"
+)
 
 PROCESSES = 2
 TIMEOUT = 120  # seconds for what should take a few
