@@ -99,8 +99,9 @@ def assert_gradients_are_those_of_one_process(model, device="cpu", times=1):
 
 
 def data_parallel(rank, device):
-    for options in ({}, {"gradient_as_bucket_view": True, "static_graph": True}):
-        model = DistributedDataParallel(Model().to(device), **options)
+    options = {"gradient_as_bucket_view": True, "static_graph": True}
+    for package, keywords in ((rnnkern, {}), (rnnkern, options), (nn, {})):
+        model = DistributedDataParallel(Model(package).to(device), **keywords)
         backward(model, share(rank, whole_batch(device=device)))
         assert_gradients_are_those_of_one_process(model, device)
 
@@ -119,8 +120,8 @@ def test_data_parallel_gradients_are_those_of_the_whole_batch(tmp_path, device):
 # --- FSDP2 ------------------------------------------------------------------------------------------------------------
 
 
-def sharded(**options):
-    model = Model()
+def sharded(package=rnnkern, **options):
+    model = Model(package)
     mesh = distributed.device_mesh.init_device_mesh("cpu", (PROCESSES,))
     for module in (model.first, model.second, model.third, model):
         fully_shard(module, mesh=mesh, **options)
@@ -139,8 +140,8 @@ def load(model, optimiser, folder):
 
 
 def fully_sharded(rank, before, after):
-    for options in ({}, {"reshard_after_forward": False}):
-        model = sharded(**options)
+    for package, options in ((rnnkern, {}), (rnnkern, {"reshard_after_forward": False}), (nn, {})):
+        model = sharded(package, **options)
         assert isinstance(model.first.weight_hh_l0, DTensor)
         assert model.first.weight_hh_l0.to_local().shape[0] == 4 * SIZE // PROCESSES
         backward(model, share(rank, whole_batch()))
