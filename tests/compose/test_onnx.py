@@ -22,10 +22,10 @@ def export(layer, file, **keywords):
 
 
 def assert_runtime_gives_the_same(layer, file, sizes):
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    runtime = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for steps, batch in sizes:
         x = padded(torch.float32, steps=steps, batch=batch, batch_first=layer.batch_first)
-        found = [torch.from_numpy(array) for array in session.run(None, {"input": x.numpy()})]
+        found = [torch.from_numpy(array) for array in runtime.run(None, {"input": x.numpy()})]
         with torch.no_grad():
             assert_close(found, layer(x), torch.float32)
 
