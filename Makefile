@@ -1,6 +1,7 @@
 # Everything that a clone needs. A machine with Python, a C++ compiler and make is enough: the rest is put into .venv.
 #
 #   make test      all tests, C++ and Python            make lint      ruff, clang-format and mypy
+#   make test-compose   the tests beside other packages (Lightning, torchrl, ONNX, ...), in an environment of their own
 #   make bench     the quick benchmark, with a table    make format    rewrites sources in the project's format
 #   make sanitize  tests under ASan and UBSan           make clean     removes what was built (make distclean: .venv too)
 #   make kernels   with nvcc: checks the compiled CUDA kernels, writes csrc/core/cuda/KERNELS.tsv
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BUILD_ENV := RNNKERN_BUILD_DIR=$(BUILD) CMAKE_ARGS=-DRNNKERN_TESTS=ON
 TORCH_STAMP := $(VENV)/.stamp-$(subst =,-,$(TORCH))
 
-.PHONY: build test bench sanitize kernels gpu lint format clean distclean
+.PHONY: build test test-compose bench sanitize kernels gpu lint format clean distclean
 
 build: $(VENV)/.stamp-test
 	$(BUILD_ENV) $(BIN)/python setup.py -q build_ext --inplace
@@ -56,6 +57,19 @@ $(VENV)/.stamp-lint: pyproject.toml $(VENV)/.stamp-test
 $(VENV)/.stamp-kernels: pyproject.toml $(VENV)/.stamp-test
 	$(BUILD_ENV) $(PIP) --no-build-isolation -e '.[kernels]'
 	touch $@
+
+# --- Other packages bring many more, so they have an environment of their own, with the torch that the extension was built
+# for. The package is used where it was built. ---
+COMPOSE := $(VENV)-compose
+COMPOSE_STAMP := $(COMPOSE)/.stamp-$(subst =,-,$(TORCH))
+
+$(COMPOSE_STAMP): tests/compose/requirements.txt | $(TORCH_STAMP)
+	$(BIN)/python -m venv --clear $(COMPOSE)
+	$(COMPOSE)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -r $<
+	touch $@
+
+test-compose: build $(COMPOSE_STAMP)
+	PYTHONPATH=$(CURDIR) $(COMPOSE)/bin/python -m pytest --disable-warnings tests/compose
 
 # --- Sanitizers: a copy of the package with its own extension, found before the other through PYTHONPATH. libstdc++
 # stands beside libasan because Python itself does not link it, and ASan looks for __cxa_throw as soon as it is loaded. ---
@@ -108,4 +122,4 @@ clean:
 	rm -rf build dist *.egg-info rnnkern/*.so $(BUILD)
 
 distclean: clean
-	rm -rf $(VENV) .venv-cuda
+	rm -rf $(VENV) $(COMPOSE) .venv-cuda

@@ -66,6 +66,12 @@ def read_text(path: Path | None) -> str:
     return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
+def hold_out(text: str) -> tuple[str, str]:
+    """What to learn from, and the last twentieth to be judged by."""
+    held_out = len(text) // 20
+    return text[:-held_out], text[-held_out:]
+
+
 def make_vocabulary(text: str, size: int = 256) -> list[str]:
     """The most frequent characters; all others share one symbol."""
     return [UNKNOWN] + sorted(c for c, _ in Counter(text).most_common(size - 1) if c != UNKNOWN)
@@ -116,8 +122,10 @@ def detach(state):
     return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
 
 
-def train(model: CharModel, inputs: Tensor, targets: Tensor, steps: int, length: int, lr: float) -> list[float]:
-    """Truncated backpropagation through time; returns the seconds that each step took."""
+def train(
+    model: nn.Module, inputs: Tensor, targets: Tensor, steps: int, length: int, lr: float, show: bool = True
+) -> list[float]:
+    """Truncated backpropagation through time, with a progress bar or without; the seconds that each step took."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     pieces = list(zip(inputs.split(length), targets.split(length), strict=True))
@@ -125,7 +133,7 @@ def train(model: CharModel, inputs: Tensor, targets: Tensor, steps: int, length:
     seconds, smooth, state = [], None, None
     model.train()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=not show) as progress:
         task = progress.add_task("training", total=steps)
         for step in range(steps):
             if step % len(pieces) == 0:
@@ -172,8 +180,9 @@ def load(path: Path, impl: str) -> tuple[CharModel, list[str]]:
     return model, checkpoint["vocabulary"]
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of this program, which `distributed_char_lm.py` takes too."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="a UTF-8 file (default: the standard library's sources)")
     parser.add_argument("--layer", choices=LAYERS, default="lstm")
     parser.add_argument("--impl", choices=["rnnkern", "torch"], default="rnnkern")
@@ -192,22 +201,33 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--load", type=Path, help="evaluate this checkpoint instead of training")
     parser.add_argument("--prompt", default="def ")
     parser.add_argument("--sample", type=int, default=400, help="characters to write at the end")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def new_model(args: argparse.Namespace, vocabulary: list[str]) -> tuple[CharModel, dict]:
+    """A model with random weights, and what `load` needs to make it again."""
+    config = {name: getattr(args, name) for name in ("layer", "hidden", "embedding", "layers")}
+    return CharModel(impl=args.impl, characters=len(vocabulary), **config), config
+
+
+def peak_rate(args: argparse.Namespace) -> float:
+    return args.lr or (1e-3 if args.layer == "rnn" else 5e-3)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    args = make_parser(__doc__).parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    text = read_text(args.text)[: args.limit]
-    held_out = len(text) // 20
+    learn, judge = hold_out(read_text(args.text)[: args.limit])
     if args.load:
         model, vocabulary = load(args.load, args.impl)
     else:
-        vocabulary = make_vocabulary(text[:-held_out])
-        config = {name: getattr(args, name) for name in ("layer", "hidden", "embedding", "layers")}
-        model = CharModel(impl=args.impl, characters=len(vocabulary), **config)
+        vocabulary = make_vocabulary(learn)
+        model, config = new_model(args, vocabulary)
     model.to(args.device)
-    symbols = encode(text, vocabulary)
-    training, validation = symbols[:-held_out], symbols[-held_out:]
+    training, validation = encode(learn, vocabulary), encode(judge, vocabulary)
     held = in_streams(validation, args.batch)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(training):,} characters to learn from, {len(validation):,} held out, {parameters:,} parameters")
@@ -217,7 +237,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if not args.load:
         streams = (part.to(args.device) for part in in_streams(training, args.batch))
         start = time.perf_counter()
-        seconds = train(model, *streams, args.steps, args.length, args.lr or (1e-3 if args.layer == "rnn" else 5e-3))
+        seconds = train(model, *streams, args.steps, args.length, peak_rate(args))
         took, step = time.perf_counter() - start, statistics.median(seconds)
         speed = f"{1e3 * step:.1f} ms a training step, {1e6 * step / args.length:.0f} µs a time step"
         print(f"{args.impl} {args.layer}: {speed}, {took:.0f} s in all")

@@ -188,6 +188,17 @@ def test_what_cannot_be_swapped_is_left_and_named_with_the_reason():
     assert type(model["b"][1]) is rnnkern.LSTM
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_torchscript_is_left_and_named():
+    model = nn.ModuleDict(
+        {"scripted": torch.jit.script(nn.Sequential(nn.Linear(5, 5), nn.LSTM(5, 8))), "eager": nn.GRU(8, 8)}
+    )
+    with pytest.warns(UserWarning, match=r"left as they are: scripted\.1 \(.*\): it is a TorchScript module$"):
+        rnnkern.convert(model)
+    assert type(model["eager"]) is rnnkern.GRU
+    assert model["scripted"](torch.randn(6, 4, 5))[0].shape == (6, 4, 8)
+
+
 def test_nothing_is_said_where_all_was_swapped():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

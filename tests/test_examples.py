@@ -1,6 +1,9 @@
 """The examples learn, in short versions of themselves, and their checkpoints are torch.nn's."""
 
 import importlib.util
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,22 @@ def test_char_lm_takes_any_text_and_samples_from_it(tmp_path):
     assert trained["model"] < 0.5 * trained["bigram"]  # a pair of characters cannot tell the two "код" apart
     model, vocabulary = example.load(tmp_path / "model.pt", "rnnkern")
     assert "код" in example.sample(model, vocabulary, "пиши ", 40, temperature=0.1)
+
+
+@pytest.mark.parametrize("way", ["DDP", "FSDP2"])
+def test_char_lm_on_two_processes_learns_what_one_learns(way, tmp_path):
+    arguments = ["--layer", "gru", "--steps", "30", "--out", str(tmp_path / "model.pt"), *SHORT, "--sample", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [str(EXAMPLES / "distributed_char_lm.py"), *(["--shard"] if way == "FSDP2" else [])]
+    done = subprocess.run([*launch, *script, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (bits,) = re.findall(rf"2 processes, {way}: (\S+) bits per character", done.stdout)
+
+    example = load_example("char_lm")
+    loaded = example.main(["--load", str(tmp_path / "model.pt"), *SHORT])
+    assert loaded["model"] == pytest.approx(float(bits), abs=1e-4)
+    alone = example.main(arguments)
+    assert alone["model"] == pytest.approx(float(bits), abs=1e-3) and alone["model"] < 4.5
 
 
 @pytest.mark.parametrize("layer", ["lstm", "gru"])
