@@ -1,5 +1,5 @@
-// What lets a CUDA strategy's driver and functors run on the host: a platform with a plain GEMM, and two loops in the
-// place of a launch. All memory starts as NaN.
+// What lets a CUDA strategy's driver run on the host, beside the emulated device: a platform with a plain GEMM. All
+// memory starts as NaN.
 #pragma once
 
 #include <cstdint>
@@ -62,23 +62,6 @@ class HostPlatform : public CudaPlatform {
   }
 
   std::vector<std::unique_ptr<std::vector<char>>> blocks_;
-};
-
-// Visits all (row, column) of a launch: forwards, backwards or inside out.
-struct HostForEach {
-  mutable int64_t launches = 0;
-
-  template <class Functor>
-  void operator()(int64_t rows, int64_t columns, const Functor& functor) const {
-    ++launches;
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) functor(visit(i, rows), visit(j, columns));
-    }
-  }
-  int64_t visit(int64_t i, int64_t count) const {
-    if (launches % 3 == 0) return i;
-    return launches % 3 == 1 ? count - 1 - i : (i + count / 2) % count;
-  }
 };
 
 }  // namespace host

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <set>
+#include <thread>
 
 #include "cuda/emulation/launch.h"
 #include "cuda/emulation/mma.h"
@@ -150,6 +151,25 @@ void check_fill() {
   expect_words("shared memory starts as NaN", out, std::vector<uint32_t>(32, ~uint32_t{0}));
 }
 
+// Neighbours within a word are not each other's races; nor is what a thread does to its own memory.
+void neighbours(Args args) {
+  auto const halves = carve<uint16_t>(0, 64);
+  for (int turn = 0; turn < 3; ++turn) {
+    halves.st(thread_index(), static_cast<uint16_t>(halves.ld(thread_index()) + 2 + thread_index()));
+  }
+  args.out[thread_index()] = halves.ld(thread_index());
+}
+
+void check_neighbours() {
+  for (uint64_t seed = 0; seed < 5; ++seed) {
+    std::vector<uint32_t> out(64), want;
+    for (uint32_t i = 0; i < 64; ++i) want.push_back(5 + 3 * i);
+    emulation::Device const device({.seed = seed, .skewed = true, .race_check = true});
+    device.launch(neighbours, {.threads = 64, .shared_bytes = 128}, Args{.out = out.data()});
+    expect_words("neighbours", out, want);
+  }
+}
+
 // --- Schedules ---
 
 void order(Args args) {  // each thread notes when it came, three times
@@ -202,6 +222,13 @@ void check_recovery() {
   }
 }
 
+// Launches from several threads of the host have nothing to do with each other.
+void check_host_threads() {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) threads.emplace_back(check_primitives);
+  for (std::thread& thread : threads) thread.join();
+}
+
 }  // namespace
 
 int main() {
@@ -210,9 +237,11 @@ int main() {
   check_messages();
   check_launches();
   check_fill();
+  check_neighbours();
   check_schedules();
   check_statistics();
   check_recovery();
+  check_host_threads();
   std::printf("emulation: %d checks of primitives, messages, launches, schedules\n", checks);
   return 0;
 }

@@ -1,5 +1,6 @@
 // The CUDA strategy `stepwise` on the host: the same driver and the same functors, run by two loops and a plain GEMM,
 // against the layer by definition. The loops visit the elements in another order at each launch.
+#include "cuda/emulation/launch.h"
 #include "cuda/run.h"
 #include "host.h"
 #include "layer_check.h"
@@ -15,14 +16,14 @@ struct StepwiseRunner {
   void forward(const Problem& problem, const std::vector<Group>& groups) const {
     host::HostPlatform platform;
     dispatch(problem.cell, problem.activation, [&](const auto& cell) {
-      stepwise::run_forward(cell, problem, groups, platform, host::HostForEach{}, chunk_elements);
+      stepwise::run_forward(cell, problem, groups, platform, emulation::Device{}, chunk_elements);
     });
   }
   void backward(const Problem& problem, const std::vector<Group>& groups,
                 const std::vector<GroupGradients>& gradients) const {
     host::HostPlatform platform;
     dispatch(problem.cell, problem.activation, [&](const auto& cell) {
-      stepwise::run_backward(cell, problem, groups, gradients, platform, host::HostForEach{}, chunk_elements);
+      stepwise::run_backward(cell, problem, groups, gradients, platform, emulation::Device{}, chunk_elements);
     });
   }
 };
