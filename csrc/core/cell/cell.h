@@ -18,7 +18,13 @@ namespace rnnkern {
 
 RNNKERN_HD float tanh_(float v) { return tanhf(v); }
 RNNKERN_HD double tanh_(double v) { return tanh(v); }
-RNNKERN_HD float sigmoid_(float v) { return 1.0f / (1.0f + expf(-v)); }
+RNNKERN_HD float sigmoid_(float v) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.0f, 1.0f + expf(-v));  // a plain division would call a slow path
+#else
+  return 1.0f / (1.0f + expf(-v));
+#endif
+}
 RNNKERN_HD double sigmoid_(double v) { return 1.0 / (1.0 + exp(-v)); }
 // a where v > 0 or v is NaN's own way: b where not.
 RNNKERN_HD float positive(float v, float a, float b) { return v > 0 ? a : b; }
