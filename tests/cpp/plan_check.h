@@ -69,7 +69,7 @@ inline int64_t shared_bytes(const Problem& p, Sweep sweep, const Choice& choice)
   int64_t const tile_rows = 8, warp_rows = sweep == Sweep::forward ? 32 : 16;
   int64_t const slabs = ceil_div(int64_t{t.team} * t.units * depth_gates * element, 64);
   int64_t const each = ceil_div(slabs, t.depth_splits);
-  int64_t const kept = stationary::capacity(t.exchange, sweep).slabs;
+  int64_t const kept = stationary::register_slabs(t.exchange, sweep, t.element_bytes);
   int64_t const copies = t.exchange == Exchange::grid ? 1 : 2;
   int64_t bytes = copies * tile_rows * slabs * 64;
   if (t.exchange == Exchange::grid) bytes += tile_rows * t.units * depth_gates * element;

@@ -159,7 +159,7 @@ class BackwardSweep {
 };
 
 template <class Cell, Math math, Exchange exchange>
-RNNKERN_KERNEL(capacity(exchange, Sweep::backward).threads)
+RNNKERN_KERNEL(max_threads(exchange))
 void backward_kernel(const RNNKERN_PARAMETER BackwardArgs<Cell, storage_t<math>> args) {
   if constexpr (exchange != Exchange::cluster || device::kHasClusters) {
     Place const place = Place::of(args.tiling);

@@ -101,7 +101,7 @@ class Engine {
   }
 
  private:
-  static constexpr int kTiles = rows_per_group(sweep) / 16, kSlabs = capacity(exchange, sweep).slabs;
+  static constexpr int kTiles = rows_per_group(sweep) / 16, kSlabs = register_slabs(exchange, sweep, sizeof(T));
   static constexpr int kSlabQuads = kTiles * 64;
   // Of each tile: four products of a warp are under way, or two where four warps share a scheduler and its registers.
   static constexpr int kChains = (exchange == Exchange::block ? 2 : 4) / kTiles;

@@ -163,7 +163,7 @@ class ForwardSweep {
 };
 
 template <class Cell, Math math, Exchange exchange>
-RNNKERN_KERNEL(capacity(exchange, Sweep::forward).threads)
+RNNKERN_KERNEL(max_threads(exchange))
 void forward_kernel(const RNNKERN_PARAMETER ForwardArgs<Cell, storage_t<math>> args) {
   if constexpr (exchange != Exchange::cluster || device::kHasClusters) {
     Place const place = Place::of(args.tiling);

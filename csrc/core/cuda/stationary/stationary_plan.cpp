@@ -65,7 +65,7 @@ class Search {
         try_units(tiling, round_up(ceil_div(size_, team), 8), team, arithmetic);
       }
     } else {
-      int const warps = capacity(exchange_, sweep_).threads / 32;
+      int const warps = max_threads(exchange_) / 32;
       int64_t const most = warps * rows_per_group(sweep_) / tiling.row_gates;
       bool tried = false;
       for (int64_t units = 8; units <= most; units += 8) {
@@ -81,7 +81,7 @@ class Search {
 
   // Shares of the depth.
   void try_units(Tiling tiling, int64_t units, int64_t team, const Arithmetic& arithmetic) {
-    int const warps = capacity(exchange_, sweep_).threads / 32;
+    int const warps = max_threads(exchange_) / 32;
     int64_t const row_groups = ceil_div(units * tiling.row_gates, rows_per_group(sweep_));
     if (row_groups > warps) {
       return lacks(text(units * tiling.row_gates) + " weight rows in a block, " + text(warps * rows_per_group(sweep_)) +

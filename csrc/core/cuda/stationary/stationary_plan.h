@@ -28,9 +28,7 @@ struct Choice {
 Choice choose(const Problem& problem, Sweep sweep, Exchange exchange, const DeviceFacts& device);
 
 // Registers of a thread for which the kernels are compiled (__launch_bounds__).
-constexpr int registers_per_thread(const Tiling& tiling) {
-  return 65536 / capacity(tiling.exchange, tiling.sweep).threads;
-}
+constexpr int registers_per_thread(const Tiling& tiling) { return 65536 / max_threads(tiling.exchange); }
 
 // Clusters of this size that are resident at once, as far as the numbers of multiprocessors tell: they are built in
 // groups of at most 18, and a cluster lies in one group.

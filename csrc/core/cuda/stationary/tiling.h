@@ -21,21 +21,18 @@ inline constexpr int kRowPadding = 4;               // of the partial sums: neig
 inline constexpr int kMaxTeam = 160;                // blocks
 inline constexpr int kMaxGroups = 8;                // of one launch; a kernel's arguments are at most 4 KB
 
-// Threads of a block at most, and slabs that stay in registers.
-struct Capacity {
-  int threads;
-  int slabs;
-};
-
 // Weight rows of a row group: one warp multiplies this many with every slab.
 RNNKERN_HD constexpr int rows_per_group(Sweep sweep) { return sweep == Sweep::forward ? 32 : 16; }
 
 // A slab takes 16 registers of each lane forward (two tiles of 16 rows), 8 backward.
-RNNKERN_HD constexpr Capacity capacity(Exchange exchange, Sweep sweep) {
-  int const wide = sweep == Sweep::forward ? 1 : 2;
-  if (exchange == Exchange::block) return {512, 3 * wide};
-  return {256, sweep == Sweep::forward ? 10 : 22};
+RNNKERN_HD constexpr int register_slabs(Exchange exchange, Sweep sweep, int element_bytes) {
+  bool const forward = sweep == Sweep::forward;
+  if (exchange != Exchange::block) return forward ? 10 : 22;
+  return (element_bytes == 2 ? 3 : 2) * (forward ? 1 : 2);
 }
+
+// Threads of a block at most: those of `block` have half the registers each.
+RNNKERN_HD constexpr int max_threads(Exchange exchange) { return exchange == Exchange::block ? 512 : 256; }
 
 struct Tiling {
   Exchange exchange = Exchange::block;
@@ -59,7 +56,7 @@ struct Tiling {
   RNNKERN_HD constexpr int slabs() const { return (team * block_chunks() + kChunks - 1) / kChunks; }
   RNNKERN_HD constexpr int split_slabs() const { return (slabs() + depth_splits - 1) / depth_splits; }  // of a warp
   RNNKERN_HD constexpr int register_slabs() const {
-    int const most = capacity(exchange, sweep).slabs;
+    int const most = stationary::register_slabs(exchange, sweep, element_bytes);
     return split_slabs() < most ? split_slabs() : most;
   }
   RNNKERN_HD constexpr int shared_slabs() const { return split_slabs() - register_slabs(); }  // of a warp
