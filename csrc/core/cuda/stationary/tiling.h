@@ -27,8 +27,9 @@ RNNKERN_HD constexpr int rows_per_group(Sweep sweep) { return sweep == Sweep::fo
 // A slab takes 16 registers of each lane forward (two tiles of 16 rows), 8 backward.
 RNNKERN_HD constexpr int register_slabs(Exchange exchange, Sweep sweep, int element_bytes) {
   bool const forward = sweep == Sweep::forward;
-  if (exchange != Exchange::block) return forward ? 10 : 22;
-  return (element_bytes == 2 ? 3 : 2) * (forward ? 1 : 2);
+  bool const narrow = element_bytes == 2;  // 3xTF32 needs some registers for remainders
+  if (exchange == Exchange::block) return (narrow ? 3 : 2) * (forward ? 1 : 2);
+  return forward ? 10 : narrow ? 22 : 21;
 }
 
 // Threads of a block at most: those of `block` have half the registers each.
