@@ -25,6 +25,8 @@ struct Case {
   int directions = 1;
   bool bias = true, packed = false, given_lengths = false, masks_per_step = false;
   bool tf32 = false;            // products may round to TF32
+  double weight_scale = 1.5;    // weights and biases are at most this / sqrt(H)
+  bool together = false;        // compare all results as one
   bool away_from_kink = false;  // relu: inputs for which rounding cannot cross zero, where the derivative jumps
   uint64_t seed = 1;
   std::string name;

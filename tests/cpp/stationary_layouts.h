@@ -21,8 +21,8 @@ inline constexpr int kMultiprocessors = 132, kSharedBytes = 232448, kMaxCluster 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Layouts that need all of a warp's registers and shared memory are among them, and those that leave blocks without
-// units or warps without depth are too.
-inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange exchange, Math math) {
+// units or warps without weight rows.
+inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange exchange) {
   std::vector<Tiling> found;
   int64_t const size = p.head_size();
   Tiling t;
@@ -40,11 +40,15 @@ inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange excha
     }
   };
   auto const try_depth = [&](int64_t team, int64_t units) {
-    int const warps = stationary::capacity(exchange, sweep).threads / 32;
+    int const warps = stationary::max_threads(exchange) / 32;
     t.team = static_cast<int>(team), t.units = static_cast<int>(units);
-    t.row_groups = static_cast<int>(ceil_div(t.rows(), stationary::rows_per_group(sweep)));
-    int const most = std::min(warps / std::max(t.row_groups, 1), t.slabs());
-    for (t.depth_splits = 1; t.depth_splits <= most; ++t.depth_splits) try_batch();
+    int const least = static_cast<int>(ceil_div(t.rows(), stationary::rows_per_group(sweep)));
+    for (t.row_groups = least; t.row_groups <= std::min(warps, 2 * least); ++t.row_groups) {
+      int const most = std::min(warps / t.row_groups, t.slabs());
+      for (t.depth_splits = 1; t.depth_splits <= most; ++t.depth_splits) {
+        if ((t.depth_splits - 1) * t.split_slabs() < t.slabs()) try_batch();  // each split has some depth
+      }
+    }
   };
   if (exchange == Exchange::block) {
     try_depth(1, ceil_div(size, 8) * 8);
@@ -59,12 +63,14 @@ inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange excha
 // How many layouts had what a kernel must be seen to handle.
 struct Occurrences {
   int several_blocks = 0, several_teams = 0, several_tiles = 0, several_splits = 0;
-  int weights_in_shared_memory = 0, idle_blocks = 0, planned = 0, single_group_launches = 0;
+  bool shared_memory_could = false;  // hold weights, in some layout
+  int weights_in_shared_memory = 0, idle_blocks = 0, idle_warps = 0, planned = 0, single_group_launches = 0;
 
   void count(const Tiling& t, int64_t size) {
     several_blocks += t.team > 1, several_teams += t.teams > 1, several_tiles += t.tiles > 1;
     several_splits += t.depth_splits > 1;
     weights_in_shared_memory += t.shared_slabs() > 0;
+    idle_warps += (t.row_groups - 1) * stationary::rows_per_group(t.sweep) >= t.rows();
     idle_blocks += int64_t{t.team - 1} * t.units >= size;
   }
 };
