@@ -157,6 +157,25 @@ def test_a_gpu_plan_names_each_sweep():
         assert "backward" not in plan_on(H100, layer, x.bfloat16())
 
 
+def test_the_precision_of_float32_follows_torchs_settings_for_rnns():
+    layer, x = rnnkern.GRU(64, 256), torch.zeros(50, 16, 64)
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            torch.backends.cudnn.allow_tf32 = allowed  # the setting of every torch
+            sweep = plan_on(H100, layer, x)["forward"]
+            assert (sweep["arithmetic"] == "tf32") == allowed
+            assert rnnkern.plan(layer, x)["strategy"] == "simd"
+        for precision in ("tf32", "ieee"):
+            torch.backends.cudnn.rnn.fp32_precision = precision
+            sweep = plan_on(H100, layer, x)["forward"]
+            assert (sweep["arithmetic"] == "tf32") == (precision == "tf32")
+        torch.backends.cudnn.conv.fp32_precision = "tf32"  # of another operator
+        assert plan_on(H100, layer, x)["forward"]["arithmetic"] != "tf32"
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def test_a_gpu_plan_says_what_is_missing():
     layer, x = rnnkern.GRU(64, 256), torch.zeros(50, 16, 64)
     ampere = plan_on(A100, layer, x)

@@ -1,6 +1,5 @@
 #include "cuda_platform.h"
 
-#include <ATen/Context.h>
 #include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/cuda/Exceptions.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -75,7 +74,5 @@ void TorchCudaPlatform::gemm(const Gemm& p) {
                                                        p.stride_c, p.count, compute_type(p), CUBLAS_GEMM_DEFAULT));
   }
 }
-
-bool rnn_tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
 }  // namespace rnnkern

@@ -25,8 +25,4 @@ class TorchCudaPlatform : public CudaPlatform {
   std::unique_ptr<State> state_;
 };
 
-// May products of float32 recurrent layers round to TF32? By torch.backends.cudnn.rnn.fp32_precision and the settings
-// that it inherits from or that came before it (torch.backends.cudnn.allow_tf32).
-bool rnn_tf32_allowed();
-
 }  // namespace rnnkern

@@ -1,5 +1,6 @@
 #include "layer.h"
 
+#include <ATen/Context.h>
 #include <ATen/core/TensorBody.h>
 #include <c10/util/Exception.h>
 
@@ -335,5 +336,7 @@ void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients) {
 }
 
 int max_workers() { return TorchCpuPlatform().max_workers(); }
+
+bool rnn_tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
 }  // namespace rnnkern

@@ -61,4 +61,8 @@ void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients);
 
 int max_workers();
 
+// May products of float32 recurrent layers on CUDA round to TF32? By torch.backends.cudnn.rnn.fp32_precision and the
+// settings that it inherits from or that came before it (torch.backends.cudnn.allow_tf32).
+bool rnn_tf32_allowed();
+
 }  // namespace rnnkern

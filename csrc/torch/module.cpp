@@ -10,7 +10,6 @@
 #include "layer.h"
 #if defined(RNNKERN_WITH_CUDA)
 #include "../core/cuda/stationary/device.h"
-#include "cuda_platform.h"
 #endif
 
 namespace py = pybind11;
@@ -121,9 +120,7 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
     CellName const& named = find_name(kCellNames, "cell", cell);
     problem.cell = named.kind, problem.activation = named.activation;
     problem.dtype = find_name(kDtypeNames, "dtype", dtype).dtype;
-#if defined(RNNKERN_WITH_CUDA)
     problem.tf32 = problem.backend == Backend::cuda && problem.dtype == Dtype::float32 && rnn_tf32_allowed();
-#endif
     std::optional<DeviceFacts> known;
     if (problem.backend == Backend::cuda) known = facts_of(gpu, device_index);
     return describe(plan(problem, threads > 0 ? threads : max_workers(), known ? &*known : nullptr), problem);
