@@ -101,8 +101,10 @@ GPU_TEST_ARGS ?= -n 8
 
 gpu:
 	RNNKERN_CUDA=1 TORCH_CUDA_ARCH_LIST="$$($(PYTHON) -c "$(GPU_ARCH)")" \
+		RNNKERN_BUILD_DIR=$(CURDIR)/build/gpu CMAKE_ARGS=-DRNNKERN_TESTS=ON \
 		$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	$(PYTHON) -m pytest --device cuda $(GPU_TEST_ARGS); tests=$$?; \
+	ctest --test-dir build/gpu -R test_primitives --output-on-failure; primitives=$$?; \
+		$(PYTHON) -m pytest --device cuda $(GPU_TEST_ARGS); tests=$$(($$? + primitives)); \
 		$(PYTHON) benchmarks/run.py --suite gpu --device cuda --seconds 200 --out "$${OUT:-benchmarks/results}" $(BENCH_ARGS) \
 		&& exit $$tests
 
