@@ -159,21 +159,19 @@ def test_a_gpu_plan_names_each_sweep():
 
 def test_the_precision_of_float32_follows_torchs_settings_for_rnns():
     layer, x = rnnkern.GRU(64, 256), torch.zeros(50, 16, 64)
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        for allowed in (True, False):
-            torch.backends.cudnn.allow_tf32 = allowed  # the setting of every torch
+    settings = torch.backends.cudnn
+    for allowed in (True, False):
+        with settings.flags(enabled=True, allow_tf32=allowed):  # the setting of every torch
             sweep = plan_on(H100, layer, x)["forward"]
             assert (sweep["arithmetic"] == "tf32") == allowed
             assert rnnkern.plan(layer, x)["strategy"] == "simd"
+    with settings.flags(enabled=True):  # restores what follows
         for precision in ("tf32", "ieee"):
-            torch.backends.cudnn.rnn.fp32_precision = precision
+            settings.rnn.fp32_precision = precision
             sweep = plan_on(H100, layer, x)["forward"]
             assert (sweep["arithmetic"] == "tf32") == (precision == "tf32")
-        torch.backends.cudnn.conv.fp32_precision = "tf32"  # of another operator
+        settings.conv.fp32_precision = "tf32"  # of another operator
         assert plan_on(H100, layer, x)["forward"]["arithmetic"] != "tf32"
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def test_a_gpu_plan_says_what_is_missing():
