@@ -1,5 +1,7 @@
 """The operators' kernels compute what the reference in double computes, forward and backward."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -41,13 +43,19 @@ def assert_choice_equals_reference(dtype, hidden_size, recompute, **choice):
     assert_equals_reference(comparable_problem(dtype=dtype, hidden_size=hidden_size, **choice), recompute=recompute)
 
 
+@contextlib.contextmanager
+def forced(isa):
+    before = _C.build_info()["cpu_isa"]
+    _C.set_cpu_isa(isa)
+    yield isa
+    _C.set_cpu_isa(before)
+
+
 @pytest.fixture(params=instruction_sets())
 def isa(request):
     """Every instruction set of this machine, forced."""
-    before = _C.build_info()["cpu_isa"]
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa(before)
+    with forced(request.param) as name:
+        yield name
 
 
 @pytest.mark.parametrize("choice", pairwise(seed=1, **OPTIONS), ids=named)
@@ -58,6 +66,29 @@ def test_every_pair_of_options_equals_the_reference(choice, device):
 @pytest.mark.parametrize("choice", pairwise(seed=2, **OPTIONS), ids=named)
 def test_every_instruction_set_equals_the_reference(choice, isa):
     assert_choice_equals_reference(**choice)
+
+
+@every_cell
+@pytest.mark.skipif("avx512_bf16" not in instruction_sets(), reason="this processor has no dot products of bfloat16")
+def test_dot_products_of_bfloat16_serve_bfloat16_alone(cell):
+    for dtype in helpers.DTYPES:  # operands that are rounded on the way leave other bits
+        one = problem(cell, dtype=dtype, hidden_size=64)
+        with forced("avx512_bf16"):
+            dots = one.run()
+        with forced("avx512"):
+            same = [torch.equal(a, b) for a, b in zip(dots, one.run(), strict=True)]
+        assert not any(same) if dtype == torch.bfloat16 else all(same)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [1, 3])
+@every_cell
+def test_one_heads_infinity_stays_out_of_the_others(cell, steps, dtype, isa):
+    """Heads of 7 units: a pair of bfloat16 must not reach into the next head."""
+    one = problem(cell, dtype=dtype, width="heads", hidden_size=14, batch=1, steps=steps)
+    expected = one.run()[0][..., :7]
+    one.tensors["h_0"][..., 7:] = float("inf")
+    assert torch.equal(one.run()[0][..., :7], expected)
 
 
 @pytest.mark.parametrize("dtype", helpers.DTYPES, ids=str)

@@ -13,8 +13,9 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct BackwardBuffers {
   using C = compute_t<T>;
-  PanelSet<C> first, second;  // second: through the projection, or gru_v1's candidate
-  const T* saved = nullptr;   // [rows][K][H]
+  using Operand = operand_t<T>;
+  PanelSet<packed_t<T>> first, second;  // second: through the projection, or gru_v1's candidate
+  const T* saved = nullptr;             // [rows][K][H]
   // Gradients of gates_x, [G][H] a row, and of gates_h's last gate, [H], where it differs. They may lie upon `saved`: a
   // unit's values are read before its gradients are written.
   T *d_gates = nullptr, *d_split = nullptr;
@@ -25,20 +26,21 @@ struct BackwardBuffers {
   T* projected = nullptr;      // [rows][H] projection: what w_hr multiplied
   int64_t pitch = 0;           // of the carries
   C* carry[2] = {};            // [h, c][B][pitch] the part that no product brings
-  C* d_operand[2] = {};        // [parity][B][head][gate][unit] gates' gradients as the next product reads them
+  Operand* d_operand[2] = {};  // [parity][B][head][gate][unit] gates' gradients as the next product reads them
   int64_t d_operand_size = 0;
-  C* middle = nullptr;            // [B][pitch] between two stages
-  const C* zeros = nullptr;       // [max(pitch, d_operand_size)]
-  const T* zero_state = nullptr;  // [max(H, R)]
+  Operand* middle = nullptr;       // [B][pitch] between two stages
+  const Operand* zeros = nullptr;  // [max(pitch, d_operand_size)]
+  const T* zero_state = nullptr;   // [max(H, R)]
 };
 
 template <class T>
 struct BackwardRow {
   using C = compute_t<T>;
-  const C* operand;  // what the stage's product multiplies
+  using Operand = operand_t<T>;
+  const Operand* operand;  // what the stage's product multiplies
   C* carry[2];
-  C* d_operand;  // gates' gradients for the step before
-  C* middle;
+  Operand* d_operand;  // gates' gradients for the step before
+  Operand* middle;
   const T* state[2];  // h, c before the step
   const T *d_y, *d_cells, *saved, *mask;
   const bool *zone_h, *zone_c;
@@ -49,6 +51,7 @@ struct BackwardRow {
 template <class Cell, class T>
 class BackwardSweep {
   using C = compute_t<T>;
+  using Operand = operand_t<T>;
   using V = Vec<C>;
   static constexpr bool two_stage_gru = Cell::kind == CellKind::gru_v1;
   static constexpr bool is_lstm = Cell::kind == CellKind::lstm;
@@ -112,7 +115,7 @@ class BackwardSweep {
   }
 
   void run(int stage, int first, int last) {
-    const PanelSet<C>& set = stage == 0 ? buffers_.first : buffers_.second;
+    const auto& set = stage == 0 ? buffers_.first : buffers_.second;
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
@@ -154,7 +157,9 @@ class BackwardSweep {
  private:
   using Row = BackwardRow<T>;
 
-  C* d_operand(int64_t parity, int64_t b) const { return buffers_.d_operand[parity] + b * buffers_.d_operand_size; }
+  Operand* d_operand(int64_t parity, int64_t b) const {
+    return buffers_.d_operand[parity] + b * buffers_.d_operand_size;
+  }
 
   // Rows past a length are zero in all that is multiplied over time.
   void clear_padding(int64_t b) const {
@@ -220,7 +225,7 @@ class BackwardSweep {
     return row.mask ? h * load<V>(row.mask + unit, n) : h;
   }
   // Gate g of a unit in the operand of the next product, which has `gates` gates.
-  RNNKERN_INLINE C* d_operand_at(Row& row, int gates, int g, int head, int64_t unit) const {
+  RNNKERN_INLINE Operand* d_operand_at(Row& row, int gates, int g, int head, int64_t unit) const {
     return row.d_operand + (int64_t(head) * gates + g) * head_size_ + (unit - head * head_size_);
   }
 

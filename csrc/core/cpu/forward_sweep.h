@@ -12,34 +12,40 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct ForwardBuffers {
   using C = compute_t<T>;
+  using Operand = operand_t<T>;
   const T *w_first = nullptr, *w_second = nullptr;
-  PanelSet<C> first, second;               // second: the projection, or gru_v1's candidate
+  PanelSet<packed_t<T>> first, second;     // second: the projection, or gru_v1's candidate
   C *bias_x = nullptr, *bias_h = nullptr;  // [G][H], with room for a vector beyond; bias_h only where the cell splits
   T* gates = nullptr;                      // [rows][gates_stride]: gates_x, overwritten by what the cell saves
   int64_t gates_stride = 0;
   int64_t pitch = 0;
-  C* state[2][2] = {};                // [h, c][parity of the row's own step count][B][pitch]
-  C* operand[2] = {};                 // masked h, with a recurrent mask
-  C *middle = nullptr, *z = nullptr;  // [B][pitch] between two stages
-  const C* zeros = nullptr;           // [pitch]
+  C* state[2][2] = {};        // [h, c][parity of the row's own step count][B][pitch]
+  Operand* operand[2] = {};   // h as the product reads it: masked, and of its type; null where that is h
+  Operand* middle = nullptr;  // [B][pitch] between two stages
+  C* z = nullptr;             // [B][pitch]
+  const C* zeros = nullptr;   // [pitch]
+  const Operand* zero_operand = nullptr;
 };
 
 template <class T>
 struct ForwardRow {
   using C = compute_t<T>;
-  const C* operand;   // what the next stage's product multiplies
-  const C* state[2];  // h, c before the step
-  C* next[2];         // ... and after it
-  C* next_operand;    // masked h after it
+  using Operand = operand_t<T>;
+  const Operand* operand;  // what the next stage's product multiplies
+  const C* state[2];       // h, c before the step
+  C* next[2];              // ... and after it
+  Operand* next_operand;   // ... and after the step, or null
   const T* mask;
   T *gates, *y, *cells;
   const bool *zone_h, *zone_c;
-  C *middle, *z;
+  Operand* middle;
+  C* z;
 };
 
 template <class Cell, class T>
 class ForwardSweep {
   using C = compute_t<T>;
+  using Operand = operand_t<T>;
   using V = Vec<C>;
   static constexpr bool two_stage_gru = Cell::kind == CellKind::gru_v1;
   static constexpr bool is_lstm = Cell::kind == CellKind::lstm;
@@ -67,11 +73,8 @@ class ForwardSweep {
       int64_t const b = rows_.rows[i];
       start(group_.h_0, state_size_, b, 0);
       if constexpr (is_lstm) start(group_.c_0, hidden_, b, 1);
-      if (!group_.mask) continue;
-      C* const operand = buffers_.operand[0] + b * buffers_.pitch;
-      const C* const h = buffers_.state[0][0] + b * buffers_.pitch;
-      const T* const mask = static_cast<const T*>(group_.mask) + b * state_size_;
-      for (int64_t j = 0; j < state_size_; ++j) operand[j] = h[j] * to_compute(mask[j]);
+      if (buffers_.operand[0])
+        make_operand(buffers_.operand[0] + b * buffers_.pitch, buffers_.state[0][0] + b * buffers_.pitch, b);
     }
   }
 
@@ -92,12 +95,12 @@ class ForwardSweep {
         row.cells = group_.cells ? static_cast<T*>(group_.cells) + at * hidden_ : nullptr;
         row.zone_c = group_.zone_c ? group_.zone_c + at * hidden_ : nullptr;
       }
-      row.operand = row.state[0];
-      row.mask = nullptr;
-      if (group_.mask) {
-        row.mask = static_cast<const T*>(group_.mask) + b * state_size_;
+      row.mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
+      row.next_operand = nullptr;
+      if constexpr (std::is_same_v<Operand, C>) row.operand = row.state[0];
+      if (buffers_.operand[0]) {
+        row.operand = cut ? buffers_.zero_operand : buffers_.operand[now] + place;
         row.next_operand = buffers_.operand[1 - now] + place;
-        if (!cut) row.operand = buffers_.operand[now] + place;
       }
       row.gates = gates_ + (at - first_row_) * buffers_.gates_stride;
       row.y = static_cast<T*>(group_.y) + at * group_.y_stride;
@@ -136,7 +139,8 @@ class ForwardSweep {
   // `recompute`: the gates of rows that were run before depend on no other rows any more; many of them, whatever their
   // step, are run as one. Results other than the gates go to scratch rows.
   struct Rebuild {
-    C *operand, *state[2], *middle, *unused;  // [kTogether][pitch]
+    Operand *operand, *middle;  // [kTogether][pitch]
+    C *state[2], *unused;       // [kTogether][pitch]
     T* unused_y;
   };
   static constexpr int64_t kTogether = 64;
@@ -158,7 +162,7 @@ class ForwardSweep {
   using Row = ForwardRow<T>;
 
   template <class Finish>
-  RNNKERN_INLINE void run_stage(const PanelSet<C>& set, const T* weight, int first, int last, Finish finish) {
+  RNNKERN_INLINE void run_stage(const PanelSet<packed_t<T>>& set, const T* weight, int first, int last, Finish finish) {
     if (set.data) return run_panels(set, first, last, row_, live_, finish);
     if (live_ > 0) run_unpacked(set, first, last, weight, row_[0], finish);
   }
@@ -168,10 +172,8 @@ class ForwardSweep {
     int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;
     bool const cut = time_.cut(t, b, group_.reverse);
     ForwardRow<T>& row = row_[live_];
-    const T* const mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
     before(scratch.state[0] + place, group_.h_0, group_.y, group_.y_stride, state_size_, n, t, b, cut);
-    for (int64_t j = 0; j < state_size_; ++j)
-      scratch.operand[place + j] = scratch.state[0][place + j] * (mask ? to_compute(mask[j]) : C(1));
+    make_operand(scratch.operand + place, scratch.state[0] + place, b);
     row = {};
     row.state[0] = scratch.state[0] + place;
     row.operand = scratch.operand + place;
@@ -193,6 +195,11 @@ class ForwardSweep {
       if (two_stage_gru) run(1, 0, buffers_.second.count);
     }
     live_ = 0;
+  }
+
+  void make_operand(Operand* to, const C* h, int64_t b) const {
+    const T* const mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
+    for (int64_t j = 0; j < state_size_; ++j) to[j] = from_compute<Operand>(mask ? h[j] * to_compute(mask[j]) : h[j]);
   }
 
   void before(C* to, const void* initial, const void* sequence, int64_t stride, int64_t size, int64_t n, int64_t t,
@@ -239,7 +246,8 @@ class ForwardSweep {
     h = zoned(h, load<V>(row.state[0] + unit), row.zone_h, unit, n);
     store(row.next[0] + unit, h, n);
     store(row.y + unit, h, n);
-    if (row.mask) store(row.next_operand + unit, h * load<V>(row.mask + unit, n), n);
+    if (!row.next_operand) return;
+    store(row.next_operand + unit, row.mask ? h * load<V>(row.mask + unit, n) : h, n);
   }
 
   RNNKERN_INLINE void step(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {

@@ -17,6 +17,8 @@ struct Matrix {
 template <class T>
 class PackedGemm {
   using C = compute_t<T>;
+  using P = packed_t<T>;
+  using Operand = operand_t<T>;
   using V = Vec<C>;
   static constexpr int kColumns = RNNKERN_VECTOR_BYTES == 64 ? 4 : 2;  // vectors in a panel
   static constexpr int kWidth = kColumns * V::lanes;                   // columns of C in a panel
@@ -30,16 +32,16 @@ class PackedGemm {
   T* c;
   int64_t c_stride;
   bool accumulate = false;
-  C* panels = nullptr;        // panel_elements()
+  P* panels = nullptr;        // panel_elements()
   C* partial = nullptr;       // partial_elements(): sums in the compute type, where they are made in several parts
-  C* strip_copies = nullptr;  // strip_elements() a worker
+  P* strip_copies = nullptr;  // strip_elements() a worker
 
   bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
 
   // A single row: the panels would be used once.
   bool unpacked() const { return keep_panels && m == 1 && b.transposed; }
   int64_t panel_elements() const {
-    return unpacked() ? 0 : panel_count() * kWidth * (keep_panels ? k : std::min(k, kDepth));
+    return unpacked() ? 0 : panel_count() * kWidth * packed_steps<P>(keep_panels ? k : std::min(k, kDepth));
   }
   int64_t partial_elements() const { return !std::is_same_v<T, C> && k > kDepth ? m * panel_count() * kWidth : 0; }
   int64_t strip_elements() const { return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes; }
@@ -65,14 +67,14 @@ class PackedGemm {
  private:
   // Rows of op(A) as the tile reads them.
   struct Strip {
-    C* copy;
-    const C* row[kStrip];
+    P* copy;
+    const Operand* row[kStrip];
     int64_t stride;
   };
 
   int64_t panel_count() const { return (n + kWidth - 1) / kWidth; }
-  C* panel_at(int64_t p, int64_t k_0, int64_t depth) const {
-    return panels + (keep_panels ? k_0 * panel_count() * kWidth : 0) + p * kWidth * depth;
+  P* panel_at(int64_t p, int64_t k_0, int64_t depth) const {
+    return panels + ((keep_panels ? packed_steps<P>(k_0) * panel_count() : 0) + p * packed_steps<P>(depth)) * kWidth;
   }
 
   void pack_block(int64_t k_0, int worker, int workers) const {
@@ -95,37 +97,38 @@ class PackedGemm {
   }
 
   void pack_panel(int64_t p, int64_t k_0, int64_t depth) const {
-    C* const panel = panel_at(p, k_0, depth);
+    P* const panel = panel_at(p, k_0, depth);
     for (int j = 0; j < kColumns; ++j) {
       int64_t const column = p * kWidth + j * V::lanes;
       int const count = int(std::clamp<int64_t>(n - column, 0, V::lanes));
-      C* const out = panel + j * V::lanes;
+      P* const out = panel + j * V::lanes;
       if (b.transposed) {
-        pack_transposed<C, T>([&](int lane) { return b.data + (column + lane) * b.stride + k_0; }, count, depth, out,
+        pack_transposed<P, T>([&](int lane) { return b.data + (column + lane) * b.stride + k_0; }, count, depth, out,
                               kWidth);
       } else {
-        pack_rows<C, T>([&](int64_t i) { return b.data + (k_0 + i) * b.stride + column; }, count, depth, out, kWidth);
+        pack_rows<P, T>([&](int64_t i) { return b.data + (k_0 + i) * b.stride + column; }, count, depth, out, kWidth);
       }
     }
   }
 
   void pack_strip(Strip& strip, int64_t first, int64_t rows, int64_t k_0, int64_t depth) const {
-    if (a.transposed) {  // [depth][kStrip], whole vectors at a time
+    if (a.transposed) {  // [steps][kStrip], whole vectors at a time
       strip.stride = kStrip;
-      for (int64_t i = 0; i < depth; ++i)
+      for (int64_t s = 0; s < packed_steps<P>(depth); ++s)
         for (int64_t r = 0; r < rows; r += V::lanes)
-          store(strip.copy + i * kStrip + r,
-                load<V>(a.data + (k_0 + i) * a.stride + first + r, int(std::min<int64_t>(V::lanes, rows - r))));
-      for (int64_t r = 0; r < rows; ++r) strip.row[r] = strip.copy + r;
+          store_packed(strip.copy + s * kStrip + r,
+                       load_columns<P, T>([&](int64_t i) { return a.data + (k_0 + i) * a.stride + first + r; }, s,
+                                          depth, int(std::min<int64_t>(V::lanes, rows - r))));
+      for (int64_t r = 0; r < rows; ++r) strip.row[r] = reinterpret_cast<const Operand*>(strip.copy + r);
       return;
     }
     strip.stride = 1;
-    if constexpr (std::is_same_v<T, C>) {
+    if constexpr (std::is_same_v<T, Operand>) {
       for (int64_t r = 0; r < rows; ++r) strip.row[r] = a.data + (first + r) * a.stride + k_0;
     } else {
       int64_t const pitch = (depth + V::lanes - 1) / V::lanes * V::lanes;
       for (int64_t r = 0; r < rows; ++r) {
-        C* const out = strip.copy + r * pitch;
+        P* const out = strip.copy + r * pitch;
         strip.row[r] = out;
         for (int64_t i = 0; i < depth; i += V::lanes)
           store(out + i,
@@ -136,13 +139,13 @@ class PackedGemm {
 
   void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, int64_t k_0, int64_t depth, T* out) const {
     alignas(64) C sums[kMaxAccumulators * V::lanes];
-    const C* const panel = panel_at(p, k_0, depth);
+    const P* const panel = panel_at(p, k_0, depth);
     for (int64_t r = 0, count; r < rows; r += count) {
       count = next_rows(rows - r, kTile);
       if (unpacked()) {
         multiply_unpacked(strip.row[0], p, k_0, depth, sums);
       } else {
-        tile_table<C>.at[kColumns][count](panel, depth, strip.row + r, strip.stride, sums);
+        tile_table<P>.at[kColumns][count](panel, depth, strip.row + r, strip.stride, sums);
       }
       for (int i = 0; i < count; ++i)
         for (int j = 0; j < kColumns; ++j)
@@ -150,11 +153,11 @@ class PackedGemm {
     }
   }
 
-  void multiply_unpacked(const C* row, int64_t p, int64_t k_0, int64_t depth, C* sums) const {
+  void multiply_unpacked(const Operand* row, int64_t p, int64_t k_0, int64_t depth, C* sums) const {
     for (int j = 0; j < kColumns; ++j) {
       int64_t const column = p * kWidth + j * V::lanes;
       int const count = int(std::clamp<int64_t>(n - column, 0, V::lanes));
-      product_unpacked<C, T>([&](int lane) { return b.data + (column + lane) * b.stride + k_0; }, count, depth, row,
+      product_unpacked<P, T>([&](int lane) { return b.data + (column + lane) * b.stride + k_0; }, count, depth, row,
                              sums + j * V::lanes);
     }
   }

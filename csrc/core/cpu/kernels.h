@@ -1,4 +1,4 @@
-// What every instruction set compiles. Included by avx512.cpp, avx2.cpp and portable.cpp inside their target regions.
+// What every instruction set compiles. Included by avx512.cpp, avx2.cpp and the like inside their target regions.
 #pragma once
 
 #include "../dispatch.h"
@@ -7,20 +7,38 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+// Dot products of bfloat16 leave the other dtypes as AVX512 has them.
+#if defined(RNNKERN_BF16_DOT)
+template <class T>
+constexpr bool kAsAvx512 = !std::is_same_v<T, BFloat16>;
+#else
+template <class T>
+constexpr bool kAsAvx512 = false;
+#endif
+
 inline void forward_any(const Problem& problem, const Group* groups, int count, const Plan& plan,
                         CpuPlatform& platform) {
   dispatch(problem.dtype, [&](auto type) {
-    dispatch(problem.cell, problem.activation, [&](auto cell) {
-      forward<decltype(cell), typename decltype(type)::type>(cell, problem, groups, count, plan, platform);
-    });
+    using T = typename decltype(type)::type;
+    if constexpr (kAsAvx512<T>) {
+      avx512_kernels.forward(problem, groups, count, plan, platform);
+    } else {
+      dispatch(problem.cell, problem.activation,
+               [&](auto cell) { forward<decltype(cell), T>(cell, problem, groups, count, plan, platform); });
+    }
   });
 }
 inline void backward_any(const Problem& problem, const Group* groups, const GroupGradients* gradients, int count,
                          const Plan& plan, CpuPlatform& platform) {
   dispatch(problem.dtype, [&](auto type) {
-    dispatch(problem.cell, problem.activation, [&](auto cell) {
-      backward<decltype(cell), typename decltype(type)::type>(cell, problem, groups, gradients, count, plan, platform);
-    });
+    using T = typename decltype(type)::type;
+    if constexpr (kAsAvx512<T>) {
+      avx512_kernels.backward(problem, groups, gradients, count, plan, platform);
+    } else {
+      dispatch(problem.cell, problem.activation, [&](auto cell) {
+        backward<decltype(cell), T>(cell, problem, groups, gradients, count, plan, platform);
+      });
+    }
   });
 }
 

@@ -11,13 +11,15 @@ template <class Cell, class T>
 BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, T* rebuilt, int64_t rows_together,
                                     Platform& platform) {
   using C = compute_t<T>;
+  using P = packed_t<T>;
+  using Operand = operand_t<T>;
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, size = problem.state_size(), head = problem.head_size();
   int64_t const gates = two_stage_gru ? 2 : Cell::gates;
   BackwardBuffers<T> buffers;
-  buffers.first = PanelSet<C>::make(platform, size, problem.heads, 1, gates * head, rows_together);
-  if (two_stage_gru) buffers.second = PanelSet<C>::make(platform, hidden, problem.heads, 1, head, rows_together);
-  if (projection) buffers.second = PanelSet<C>::make(platform, hidden, 1, 1, size, rows_together);
+  buffers.first = PanelSet<P>::make(platform, size, problem.heads, 1, gates * head, rows_together);
+  if (two_stage_gru) buffers.second = PanelSet<P>::make(platform, hidden, problem.heads, 1, head, rows_together);
+  if (projection) buffers.second = PanelSet<P>::make(platform, hidden, 1, 1, size, rows_together);
   buffers.saved = rebuilt ? rebuilt : saved;
   if (rebuilt) {  // gates that were made again for this backward alone give their place to their gradients
     buffers.d_gates = rebuilt;
@@ -37,9 +39,10 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, T* r
   buffers.pitch = pitch_for(problem, Vec<C>::lanes);
   for (int i = 0; i < Cell::states; ++i) buffers.carry[i] = scratch<C>(platform, problem.batch * buffers.pitch);
   buffers.d_operand_size = gates * hidden;
-  for (auto*& d_operand : buffers.d_operand) d_operand = scratch<C>(platform, problem.batch * buffers.d_operand_size);
-  if (two_stage_gru || projection) buffers.middle = scratch<C>(platform, problem.batch * buffers.pitch);
-  buffers.zeros = zeros<C>(platform, std::max(buffers.pitch, buffers.d_operand_size));
+  for (auto*& d_operand : buffers.d_operand)
+    d_operand = scratch<Operand>(platform, problem.batch * buffers.d_operand_size);
+  if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, problem.batch * buffers.pitch);
+  buffers.zeros = zeros<Operand>(platform, std::max(buffers.pitch, buffers.d_operand_size));
   buffers.zero_state = zeros<T>(platform, std::max(hidden, size));
   return buffers;
 }
@@ -204,7 +207,8 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
   int64_t const pitch = pitch_for(problem, Vec<C>::lanes),
                 rebuild_size = problem.recompute ? Forward::kTogether * pitch : 0;
-  auto* const rebuild_state = scratch<C>(platform, 5 * rebuild_size * plan.workers);
+  auto* const rebuild_state = scratch<C>(platform, 3 * rebuild_size * plan.workers);
+  auto* const rebuild_operand = scratch<operand_t<T>>(platform, 2 * rebuild_size * plan.workers);
   auto* const rebuild_y = scratch<T>(platform, pitch * plan.workers);
 
   Barrier barrier;
@@ -226,11 +230,12 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       }
     }
     if (problem.recompute) {
-      C* const state = rebuild_state + worker * 5 * rebuild_size;
-      typename Forward::Rebuild const scratch_rows{state,
-                                                   {state + rebuild_size, state + 2 * rebuild_size},
-                                                   state + 3 * rebuild_size,
-                                                   state + 4 * rebuild_size,
+      C* const state = rebuild_state + worker * 3 * rebuild_size;
+      auto* const operand = rebuild_operand + worker * 2 * rebuild_size;
+      typename Forward::Rebuild const scratch_rows{operand,
+                                                   operand + rebuild_size,
+                                                   {state, state + rebuild_size},
+                                                   state + 2 * rebuild_size,
                                                    rebuild_y + worker * pitch};
       for (int g = 0; g < count; ++g) again_products[g].run(barrier, worker, workers);
       for (int g = 0; g < count; ++g) {

@@ -11,16 +11,18 @@ template <class Cell, class T>
 ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T* gates, int64_t rows_together,
                                   bool states, Platform& platform) {
   using C = compute_t<T>;
+  using P = packed_t<T>;
+  using Operand = operand_t<T>;
   constexpr int lanes = Vec<C>::lanes;
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
   bool const packed = !states || problem.rows > 1;
-  buffers.first = PanelSet<C>::make(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
+  buffers.first = PanelSet<P>::make(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
                                     projection ? problem.proj_size : head, rows_together, packed);
   if (two_stage_gru)
-    buffers.second = PanelSet<C>::make(platform, hidden, problem.heads, 1, head, rows_together, packed);
-  if (projection) buffers.second = PanelSet<C>::make(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
+    buffers.second = PanelSet<P>::make(platform, hidden, problem.heads, 1, head, rows_together, packed);
+  if (projection) buffers.second = PanelSet<P>::make(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
   buffers.w_first = static_cast<const T*>(group.w_hh);
   buffers.w_second = projection ? static_cast<const T*>(group.w_hr) : buffers.w_first + 2 * hidden * head;
   buffers.bias_x = zeros<C>(platform, problem.gate_size() + lanes);
@@ -30,11 +32,12 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   buffers.pitch = pitch_for(problem, lanes);
   int64_t const size = problem.batch * buffers.pitch;
   buffers.zeros = zeros<C>(platform, buffers.pitch);
-  if (two_stage_gru || projection) buffers.middle = scratch<C>(platform, size);
+  buffers.zero_operand = zeros<Operand>(platform, buffers.pitch);
+  if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, size);
   if (!states) return buffers;
   for (int parity = 0; parity < 2; ++parity) {
     for (int i = 0; i < Cell::states; ++i) buffers.state[i][parity] = scratch<C>(platform, size);
-    if (group.mask) buffers.operand[parity] = scratch<C>(platform, size);
+    if (group.mask || !std::is_same_v<Operand, C>) buffers.operand[parity] = scratch<Operand>(platform, size);
   }
   if (two_stage_gru) buffers.z = scratch<C>(platform, size);
   return buffers;

@@ -14,13 +14,13 @@ struct Panel {
 };
 
 // A product of the time loop: out[unit][gate] = sum over k < depth of operand[k] * weight.
-template <class C>
+template <class P>
 struct PanelSet {
-  static constexpr int lanes = Vec<C>::lanes;
+  static constexpr int lanes = sums_t<P>::lanes;
   int gates = 0;
   int64_t units = 0, heads = 1, depth = 0;
   Panel* panels = nullptr;
-  C* data = nullptr;  // null: the weights are used once, where they lie
+  P* data = nullptr;  // null: the weights are used once, where they lie
   int count = 0;
 
   // `rows`: how many rows a worker runs together; few rows need more columns to hide the latency of the sums.
@@ -33,7 +33,8 @@ struct PanelSet {
                   most = std::max(1, columns / gates);
     set.count = int(heads * ((blocks + most - 1) / most));
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
-    if (packed) set.data = static_cast<C*>(platform.scratch(heads * blocks * lanes * gates * depth * sizeof(C)));
+    int64_t const block_size = lanes * gates * packed_steps<P>(depth);
+    if (packed) set.data = static_cast<P*>(platform.scratch(heads * blocks * block_size * sizeof(P)));
     int64_t data = 0;
     Panel* panel = set.panels;
     for (int64_t head = 0; head < heads; ++head) {
@@ -45,7 +46,7 @@ struct PanelSet {
                   int(head),
                   int(now),
                   int(std::min(per_head - first, now * lanes))};
-        data += now * lanes * gates * depth;
+        data += now * block_size;
       }
     }
     return set;
@@ -58,7 +59,7 @@ struct PanelSet {
     for (int s = 0; s < panel.blocks; ++s)
       for (int g = 0; g < gates; ++g) {
         const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
-        pack_transposed<C, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
+        pack_transposed<P, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
                               depth, data + panel.data + (s * gates + g) * lanes,
                               int64_t(panel.blocks) * gates * lanes);
       }
@@ -70,7 +71,7 @@ struct PanelSet {
     Panel const& panel = panels[p];
     int64_t const per_head = height / heads, column = panel.unit - panel.head * (units / heads);
     for (int s = 0; s < panel.blocks; ++s)
-      pack_rows<C, T>(
+      pack_rows<P, T>(
           [&](int64_t k) {
             return weight + (k / per_head * height + panel.head * per_head + k % per_head) * width + column + s * lanes;
           },
@@ -81,18 +82,18 @@ struct PanelSet {
 
 // Runs panels [first, last) over `count` rows; finish(row, panel, unit, units, sums[gates][lanes]) takes each block's
 // sums.
-template <class C, class Row, class Finish>
-RNNKERN_INLINE void run_panels(const PanelSet<C>& set, int first, int last, Row* rows, int64_t count, Finish&& finish) {
-  constexpr int lanes = Vec<C>::lanes;
-  alignas(64) C sums[kMaxAccumulators * lanes];
+template <class P, class Row, class Finish>
+RNNKERN_INLINE void run_panels(const PanelSet<P>& set, int first, int last, Row* rows, int64_t count, Finish&& finish) {
+  constexpr int lanes = sums_t<P>::lanes;
+  alignas(64) typename Packed<P>::Sum sums[kMaxAccumulators * lanes];
   for (int p = first; p < last; ++p) {
     Panel const& panel = set.panels[p];
     int const columns = set.gates * panel.blocks, together = tile_rows(columns);
     for (int64_t r = 0, now; r < count; r += now) {
       now = next_rows(count - r, together);
-      const C* operand[kMaxRows];
+      const typename Packed<P>::Operand* operand[kMaxRows];
       for (int i = 0; i < now; ++i) operand[i] = rows[r + i].operand + panel.operand;
-      tile_table<C>.at[columns][now](set.data + panel.data, set.depth, operand, 1, sums);
+      tile_table<P>.at[columns][now](set.data + panel.data, set.depth, operand, 1, sums);
       for (int i = 0; i < now; ++i)
         for (int s = 0; s < panel.blocks; ++s)
           finish(rows[r + i], panel, panel.unit + s * lanes, std::min(lanes, panel.units - s * lanes),
@@ -102,11 +103,11 @@ RNNKERN_INLINE void run_panels(const PanelSet<C>& set, int first, int last, Row*
 }
 
 // The same for a single row and weights that are not packed (see PanelSet::pack_forward).
-template <class C, class T, class Row, class Finish>
-RNNKERN_INLINE void run_unpacked(const PanelSet<C>& set, int first, int last, const T* weight, Row& row,
+template <class P, class T, class Row, class Finish>
+RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, int first, int last, const T* weight, Row& row,
                                  Finish&& finish) {
-  constexpr int lanes = Vec<C>::lanes;
-  alignas(64) C sums[kMaxColumns * lanes];
+  constexpr int lanes = sums_t<P>::lanes;
+  alignas(64) typename Packed<P>::Sum sums[kMaxColumns * lanes];
   for (int p = first; p < last; ++p) {
     Panel const& panel = set.panels[p];
     for (int s = 0; s < panel.blocks; ++s) {
@@ -114,7 +115,7 @@ RNNKERN_INLINE void run_unpacked(const PanelSet<C>& set, int first, int last, co
       int const units = std::min(lanes, panel.units - s * lanes);
       for (int g = 0; g < set.gates; ++g) {
         const T* const start = weight + (g * set.units + unit) * set.depth;
-        product_unpacked<C, T>([&](int lane) { return start + lane * set.depth; }, units, set.depth,
+        product_unpacked<P, T>([&](int lane) { return start + lane * set.depth; }, units, set.depth,
                                row.operand + panel.operand, sums + g * lanes);
       }
       finish(row, panel, unit, units, sums);

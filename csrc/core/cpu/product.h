@@ -2,7 +2,7 @@
 // one element of the sum after the other. So a result never depends on how rows are grouped or shared among threads.
 #pragma once
 
-#include "vec.h"
+#include "operands.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -11,30 +11,38 @@ constexpr int kMaxAccumulators = RNNKERN_VECTOR_BYTES == 64 ? 24 : 12;
 constexpr int kMaxColumns = 8;
 constexpr int kMaxRows = 8;
 
-// out[r][c] = sum over k of a[r][k * stride] * panel[k][c]; panel [depth][COLS][lanes], out [ROWS][COLS][lanes].
-template <class C, int COLS, int ROWS>
-void product_tile(const C* panel, int64_t depth, const C* const* a, int64_t stride, C* out) {
-  using V = Vec<C>;
+// out[r][c] = sum over k of a[r][k * stride] * panel[k][c]; panel [packed_steps(depth)][COLS][lanes], out
+// [ROWS][COLS][lanes]. In pairs the stride is that of a pair.
+template <class P, int COLS, int ROWS>
+void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Operand* const* a, int64_t stride,
+                  typename Packed<P>::Sum* out) {
+  using V = sums_t<P>;
+  using Operand = typename Packed<P>::Operand;
   V sum[ROWS][COLS];
-  const C* row[ROWS];
+  const Operand* row[ROWS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
     row[r] = a[r];
 #pragma GCC unroll 8
-    for (int c = 0; c < COLS; ++c) sum[r][c] = V(C(0));
+    for (int c = 0; c < COLS; ++c) sum[r][c] = V(0);
   }
-  int64_t at = 0;
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k, at += stride, panel += COLS * V::lanes) {
+  auto const step = [&](auto value) __attribute__((always_inline)) {
     V w[COLS];
 #pragma GCC unroll 8
-    for (int c = 0; c < COLS; ++c) w[c] = load<V>(panel + c * V::lanes);
+    for (int c = 0; c < COLS; ++c) w[c] = load_packed(panel + c * V::lanes);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      V const x(row[r][at]);
+      V const x = value(row[r]);
 #pragma GCC unroll 8
-      for (int c = 0; c < COLS; ++c) sum[r][c] = sum[r][c] + x * w[c];
+      for (int c = 0; c < COLS; ++c) sum[r][c] = multiply_add<P>(sum[r][c], x, w[c]);
     }
+  };
+  int64_t at = 0;
+#pragma GCC unroll 2
+  for (int64_t s = 0; s < depth / Packed<P>::together; ++s, at += stride, panel += COLS * V::lanes)
+    step([&](const Operand* x) { return broadcast<P>(x, at); });
+  if constexpr (Packed<P>::together > 1) {
+    if (depth % 2 == 1) step([&](const Operand* x) { return broadcast_half(x, at); });
   }
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
@@ -42,26 +50,26 @@ void product_tile(const C* panel, int64_t depth, const C* const* a, int64_t stri
     for (int c = 0; c < COLS; ++c) store(out + (r * COLS + c) * V::lanes, sum[r][c]);
 }
 
-template <class C>
-using Tile = void (*)(const C* panel, int64_t depth, const C* const* a, int64_t stride, C* out);
+template <class P>
+using Tile = decltype(&product_tile<P, 1, 1>);
 
-// tile_table<C>[cols][rows]; null where the accumulators do not fit.
-template <class C>
+// tile_table<P>[cols][rows]; null where the accumulators do not fit.
+template <class P>
 struct TileTable {
-  Tile<C> at[kMaxColumns + 1][kMaxRows + 1] = {};
+  Tile<P> at[kMaxColumns + 1][kMaxRows + 1] = {};
 
   template <int I>
   constexpr void fill() {
     constexpr int cols = I / kMaxRows + 1, rows = I % kMaxRows + 1;
-    if constexpr (cols * rows <= kMaxAccumulators) at[cols][rows] = &product_tile<C, cols, rows>;
+    if constexpr (cols * rows <= kMaxAccumulators) at[cols][rows] = &product_tile<P, cols, rows>;
   }
   template <int... I>
   constexpr TileTable(std::integer_sequence<int, I...>) {
     (fill<I>(), ...);
   }
 };
-template <class C>
-constexpr TileTable<C> tile_table{std::make_integer_sequence<int, kMaxColumns * kMaxRows>{}};
+template <class P>
+constexpr TileTable<P> tile_table{std::make_integer_sequence<int, kMaxColumns * kMaxRows>{}};
 
 constexpr int tile_rows(int cols) { return std::min(kMaxRows, kMaxAccumulators / cols); }
 
@@ -73,12 +81,12 @@ inline int next_rows(int64_t left, int most) {
 }
 
 // Transposes `lanes` rows of `lanes` values: log2(lanes) times, the lower and upper half of the rows are interleaved.
-template <class C, size_t... I>
-RNNKERN_INLINE void transpose(Vec<C> (&rows)[Vec<C>::lanes], std::index_sequence<I...>) {
-  constexpr int lanes = Vec<C>::lanes, half = lanes / 2;
+template <class V, size_t... I>
+RNNKERN_INLINE void transpose(V (&rows)[sizeof...(I)], std::index_sequence<I...>) {
+  constexpr int lanes = sizeof...(I), half = lanes / 2;
 #pragma GCC unroll 4
   for (int stage = 1; stage < lanes; stage *= 2) {
-    Vec<C> next[lanes];
+    V next[lanes];
 #pragma GCC unroll 8
     for (int i = 0; i < half; ++i) {
       auto const low = rows[i].v, high = rows[i + half].v;
@@ -90,48 +98,57 @@ RNNKERN_INLINE void transpose(Vec<C> (&rows)[Vec<C>::lanes], std::index_sequence
   }
 }
 
-// One vector column of a panel from `count` <= lanes rows that are contiguous in k: out[k][lane] = row(lane)[k], zero
-// in the lanes beyond count; out's steps are `pitch` apart.
-template <class C, class T, class Row>
-void pack_transposed(Row row, int count, int64_t depth, C* out, int64_t pitch) {
-  using V = Vec<C>;
-  constexpr int lanes = V::lanes;
-  for (int64_t k = 0; k < depth; k += lanes) {
-    int const width = int(std::min<int64_t>(lanes, depth - k));
-    V block[lanes];
+// Vector columns `s` to `s + lanes` of a panel from rows that are contiguous in k: block[i][lane] = step s + i of
+// row(lane), zero in the lanes beyond count.
+template <class P, class T, class Row>
+RNNKERN_INLINE void load_transposed(Row row, int count, int64_t s, int64_t depth,
+                                    sums_t<P> (&block)[sums_t<P>::lanes]) {
+  constexpr int lanes = sums_t<P>::lanes;
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) block[i] = i < count ? load<V>(row(i) + k, width) : V(C(0));
-    transpose<C>(block, std::make_index_sequence<lanes>{});
+  for (int i = 0; i < lanes; ++i) block[i] = i < count ? load_steps<P, T>(row(i), s, depth) : sums_t<P>(0);
+  transpose(block, std::make_index_sequence<lanes>{});
+}
+
+// One vector column of a panel from `count` <= lanes rows that are contiguous in k; out's steps are `pitch` apart.
+template <class P, class T, class Row>
+void pack_transposed(Row row, int count, int64_t depth, P* out, int64_t pitch) {
+  constexpr int lanes = sums_t<P>::lanes;
+  int64_t const steps = packed_steps<P>(depth);
+  for (int64_t s = 0; s < steps; s += lanes) {
+    sums_t<P> block[lanes];
+    load_transposed<P, T>(row, count, s, depth, block);
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i)
-      if (i < width) store(out + (k + i) * pitch, block[i]);
+      if (s + i < steps) store_packed(out + (s + i) * pitch, block[i]);
   }
 }
 
 // One row's product with such rows, unpacked: out[lane] = sum over k of a[k] * row(lane)[k]. For weights that are used
 // once packing would cost more than the product. The sums are those of the packed tile, in the same order.
-template <class C, class T, class Row>
-void product_unpacked(Row row, int count, int64_t depth, const C* a, C* out) {
-  using V = Vec<C>;
-  constexpr int lanes = V::lanes;
-  V sum(C(0));
-  for (int64_t k = 0; k < depth; k += lanes) {
-    int const width = int(std::min<int64_t>(lanes, depth - k));
-    V block[lanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) block[i] = i < count ? load<V>(row(i) + k, width) : V(C(0));
-    transpose<C>(block, std::make_index_sequence<lanes>{});
+template <class P, class T, class Row>
+void product_unpacked(Row row, int count, int64_t depth, const typename Packed<P>::Operand* a,
+                      typename Packed<P>::Sum* out) {
+  constexpr int lanes = sums_t<P>::lanes;
+  sums_t<P> sum(0);
+  for (int64_t s = 0; s < packed_steps<P>(depth); s += lanes) {
+    sums_t<P> block[lanes];
+    load_transposed<P, T>(row, count, s, depth, block);
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i)
-      if (i < width) sum = sum + V(a[k + i]) * block[i];
+      if (s + i < depth / Packed<P>::together) sum = multiply_add<P>(sum, broadcast<P>(a, s + i), block[i]);
+    if constexpr (Packed<P>::together > 1) {
+      int64_t const last = depth / 2;
+      if (depth % 2 == 1 && last < s + lanes) sum = multiply_add<P>(sum, broadcast_half(a, last), block[last - s]);
+    }
   }
   store(out, sum);
 }
 
-// A panel's column from rows that are contiguous in the lanes: out[k][lane] = row(k)[lane].
-template <class C, class T, class Row>
-void pack_rows(Row row, int count, int64_t depth, C* out, int64_t pitch) {
-  for (int64_t k = 0; k < depth; ++k) store(out + k * pitch, load<Vec<C>>(row(k), count));
+// A panel's column from rows that are contiguous in the lanes: out[step][lane] holds row(k)[lane].
+template <class P, class T, class Row>
+void pack_rows(Row row, int count, int64_t depth, P* out, int64_t pitch) {
+  for (int64_t s = 0; s < packed_steps<P>(depth); ++s)
+    store_packed(out + s * pitch, load_columns<P, T>(row, s, depth, count));
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -11,9 +11,10 @@ std::vector<const SimdKernels*> available() {
   std::vector<const SimdKernels*> kernels;
 #if defined(__x86_64__)
   bool const avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    kernels.push_back(&avx512_kernels);
+  bool const avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) kernels.push_back(&avx512_bf16_kernels);
+  if (avx512) kernels.push_back(&avx512_kernels);
   if (avx2) kernels.push_back(&avx2_kernels);
 #endif
   kernels.push_back(&portable_kernels);

@@ -27,7 +27,7 @@ std::string cpu_isa();
 void set_cpu_isa(const std::string& name);
 
 #if defined(__x86_64__)
-extern const SimdKernels avx512_kernels, avx2_kernels;
+extern const SimdKernels avx512_bf16_kernels, avx512_kernels, avx2_kernels;
 #endif
 extern const SimdKernels portable_kernels;
 

@@ -36,18 +36,19 @@ inline void make_timelines(const Problem& problem, const Group* groups, int coun
 // Scratch of several products that are run one after the other; panels that are kept are each product's own.
 template <class T>
 void share_scratch(PackedGemm<T>* products, int count, int workers, Platform& platform) {
-  using C = compute_t<T>;
   int64_t panels = 0, partial = 0, strips = 0;
   for (int i = 0; i < count; ++i) {
     if (!products[i].keep_panels) panels = std::max(panels, products[i].panel_elements());
     partial = std::max(partial, products[i].partial_elements());
     strips = std::max(strips, products[i].strip_elements());
   }
-  C* const all = scratch<C>(platform, panels + partial + strips * workers);
+  auto* const shared = scratch<packed_t<T>>(platform, panels + strips * workers);
+  auto* const sums = scratch<compute_t<T>>(platform, partial);
   for (int i = 0; i < count; ++i) {
-    products[i].panels = products[i].keep_panels ? scratch<C>(platform, products[i].panel_elements()) : all;
-    products[i].partial = all + panels;
-    products[i].strip_copies = all + panels + partial;
+    products[i].panels =
+        products[i].keep_panels ? scratch<packed_t<T>>(platform, products[i].panel_elements()) : shared;
+    products[i].partial = sums;
+    products[i].strip_copies = shared + panels;
   }
 }
 

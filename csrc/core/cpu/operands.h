@@ -1,0 +1,108 @@
+// What the products multiply, by storage type T: values of the compute type; or, where the processor has dot products
+// of bfloat16 (RNNKERN_BF16_DOT), pairs: the values of two steps of k side by side, which it multiplies and adds at
+// once.
+#pragma once
+
+#include "vec.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+struct Pair {
+  BFloat16 of[2];
+};
+
+#if defined(RNNKERN_BF16_DOT)
+template <class T>
+using packed_t = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, compute_t<T>>;
+#else
+template <class T>
+using packed_t = compute_t<T>;
+#endif
+
+// Of a packed weight P: the type of what it is multiplied with, of the sums, and the steps of k in one of it.
+template <class P>
+struct Packed {
+  using Operand = P;
+  using Sum = P;
+  static constexpr int together = 1;
+};
+template <>
+struct Packed<Pair> {
+  using Operand = BFloat16;
+  using Sum = float;
+  static constexpr int together = 2;
+};
+template <class T>
+using operand_t = typename Packed<packed_t<T>>::Operand;
+template <class P>
+using sums_t = Vec<typename Packed<P>::Sum>;  // a vector of packed weights is held as one of these too
+
+template <class P>
+constexpr int64_t packed_steps(int64_t depth) {
+  return (depth + Packed<P>::together - 1) / Packed<P>::together;
+}
+
+template <class P>
+RNNKERN_INLINE sums_t<P> load_packed(const P* p) {
+  sums_t<P> a;
+  std::memcpy(&a.v, p, sizeof a.v);
+  return a;
+}
+template <class P>
+RNNKERN_INLINE void store_packed(P* p, sums_t<P> a) {
+  std::memcpy(p, &a.v, sizeof a.v);
+}
+
+// sum + x * w, for both values of a pair.
+template <class P>
+RNNKERN_INLINE sums_t<P> multiply_add(sums_t<P> sum, sums_t<P> x, sums_t<P> w) {
+#if defined(RNNKERN_BF16_DOT)
+  if constexpr (std::is_same_v<P, Pair>)
+    return (typename sums_t<P>::Native)_mm512_dpbf16_ps((__m512)sum.v, (__m512bh)x.v, (__m512bh)w.v);
+#endif
+  return sum + x * w;
+}
+
+// Step `s` of an operand in all lanes.
+template <class P>
+RNNKERN_INLINE sums_t<P> broadcast(const typename Packed<P>::Operand* a, int64_t s) {
+  if constexpr (std::is_same_v<P, Pair>) {
+    int32_t pair;
+    std::memcpy(&pair, a + 2 * s, sizeof pair);
+    return from_bits<sums_t<P>>(pair - typename sums_t<P>::Bits{});
+  } else {
+    return sums_t<P>(a[s]);
+  }
+}
+// The last step of an odd depth: the second value, which is another head's or nobody's, does not count.
+RNNKERN_INLINE Vec<float> broadcast_half(const BFloat16* a, int64_t s) {
+  return from_bits<Vec<float>>(int32_t{a[2 * s].bits} - Vec<float>::Bits{});
+}
+
+// Steps [s, s + lanes) of `depth` values that lie one after the other, zero beyond them.
+template <class P, class T>
+RNNKERN_INLINE sums_t<P> load_steps(const T* row, int64_t s, int64_t depth) {
+  using V = sums_t<P>;
+  if constexpr (std::is_same_v<P, Pair>) {
+    V pairs(0.0f);
+    std::memcpy(&pairs.v, row + 2 * s, sizeof(T) * size_t(std::min<int64_t>(2 * V::lanes, depth - 2 * s)));
+    return pairs;
+  } else {
+    return load<V>(row + s, int(std::min<int64_t>(V::lanes, depth - s)));
+  }
+}
+
+// One step of `count` <= lanes columns, from rows of k that are contiguous in the columns.
+template <class P, class T, class Row>
+RNNKERN_INLINE sums_t<P> load_columns(Row row, int64_t s, int64_t depth, int count) {
+  using V = sums_t<P>;
+  if constexpr (std::is_same_v<P, Pair>) {  // a bfloat16 is the upper half of its float32
+    auto const first = bits(load<V>(row(2 * s), count));
+    if (2 * s + 1 == depth) return from_bits<V>(first >> 16 & 0xffff);
+    return from_bits<V>((first >> 16 & 0xffff) | bits(load<V>(row(2 * s + 1), count)));
+  } else {
+    return load<V>(row(s), count);
+  }
+}
+
+}  // namespace rnnkern::RNNKERN_ISA
