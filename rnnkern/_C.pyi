@@ -28,6 +28,7 @@ def plan(
     zoneout: bool = False,
     save: bool = False,
     recompute: bool = False,
+    int8: bool = False,
     threads: int = 0,
     device_index: int = 0,
     gpu: dict[str, float] | None = None,

@@ -9,6 +9,7 @@ from rnnkern.cells import GRUCell, LSTMCell, RNNCell
 from rnnkern.convert import convert
 from rnnkern.modules import GRU, LSTM, RNN
 from rnnkern.plan import build_info, explain, plan, strategies, strategy
+from rnnkern.quantized import quantize_dynamic
 
 __all__ = [
     "GRU",
@@ -23,6 +24,7 @@ __all__ = [
     "explain",
     "functional",
     "plan",
+    "quantize_dynamic",
     "strategies",
     "strategy",
 ]

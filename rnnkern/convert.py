@@ -44,13 +44,18 @@ def convert(module: nn.Module, *, inplace: bool = True) -> nn.Module:
         reason = _swap(found, swapped)
         if reason is not None:
             reasons.append(f"{path or 'the module itself'} ({type(found).__name__}): {reason}")
+    replace(module, swapped)
+    if reasons:
+        warnings.warn("rnnkern.convert left as they are: " + "; ".join(reasons), UserWarning, stacklevel=2)
+    return swapped.get(module, module)
+
+
+def replace(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> None:
+    """Puts the new modules in the old ones' places under `module`."""
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
             if child in swapped:
                 parent._modules[name] = swapped[child]
-    if reasons:
-        warnings.warn("rnnkern.convert left as they are: " + "; ".join(reasons), UserWarning, stacklevel=2)
-    return swapped.get(module, module)
 
 
 def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
@@ -61,7 +66,7 @@ def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
         return None
     if isinstance(module, (modules.Recurrent, cells.RecurrentCell)):
         return None
-    cls = _plain_class(module)
+    cls = plain_class(module)
     if cls not in _SWAPPED:
         own = "its own forward" if "forward" in vars(cls) else "its own class"
         return f"a subclass with {own}"
@@ -69,6 +74,12 @@ def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
         return "its forward is replaced on the instance"
     swapped[module] = _recast(module, _SWAPPED[cls])
     return None
+
+
+def as_ours(module: nn.Module) -> Any:
+    """The module of this library that a torch.nn layer or cell is swapped for; its own are given back."""
+    cls = plain_class(module)
+    return _recast(module, _SWAPPED[cls]) if cls in _SWAPPED else module
 
 
 def as_torch(module: nn.Module) -> Any:
@@ -85,7 +96,7 @@ def as_torch(module: nn.Module) -> Any:
     return result
 
 
-def _plain_class(module: nn.Module) -> type[nn.Module]:
+def plain_class(module: nn.Module) -> type[nn.Module]:
     """The class without what `torch.nn.utils.parametrize` derives from it."""
     cls = type(module)
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import autograd, checks
+from rnnkern import autograd, checks, int8
 from rnnkern.reference import GATES
 from rnnkern.torch_private import autocast_enabled, dispatch_modes, dual_level, transforms_active
 
 _PLAIN = (Tensor, Parameter)
 
 State = Any  # a tensor, or the pair (h, c) of an LSTM
+Weights = Sequence[Tensor] | int8.Weights
 
 
 def lstm(
@@ -120,7 +121,7 @@ def run(
     cell: str,
     input: Tensor | PackedSequence,
     hx: State,
-    weights: Sequence[Tensor],
+    weights: Weights,
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
@@ -198,7 +199,7 @@ def _run_packed(
     cell: str,
     input: PackedSequence,
     hx: State,
-    weights: Sequence[Tensor],
+    weights: Weights,
     num_layers: int,
     bidirectional: bool,
     dropout: float,
@@ -243,7 +244,7 @@ def _stack(
     x: Tensor,
     h_0: Tensor | None,
     c_0: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Weights,
     num_layers: int,
     bidirectional: bool,
     dropout: float,
@@ -265,17 +266,19 @@ def _stack(
         order: sorts what belongs to a sample into the order of the packed rows.
     """
     lstm = cell == "lstm"
-    if under_autocast(x):
-        x, h_0, c_0, weights = autocast(x, h_0, c_0, weights)
-    checks.check_weights(x, weights)
     directions = 2 if bidirectional else 1
-    a_layer = len(weights) // num_layers  # weights in a layer
-    hidden: int = weights[0].shape[0] // GATES[cell]
-    width: int = weights[a_layer - 1].shape[0] if a_layer // directions % 2 else hidden  # R
-    if x.shape[-1] != weights[0].shape[1]:
-        raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. Expected {weights[0].shape[1]}, got {x.shape[-1]}"
-        )
+    if isinstance(weights, int8.Weights):
+        weights.check(x)
+        input_size, hidden, width = weights.input_size, weights.hidden_size, weights.state_size
+    else:
+        if under_autocast(x):
+            x, h_0, c_0, weights = autocast(x, h_0, c_0, weights)
+        checks.check_weights(x, weights)
+        a_layer = len(weights) // num_layers  # weights in a layer
+        hidden, input_size = weights[0].shape[0] // GATES[cell], weights[0].shape[1]
+        width = weights[a_layer - 1].shape[0] if a_layer // directions % 2 else hidden  # R
+    if x.shape[-1] != input_size:
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {x.shape[-1]}")
     if h_0 is None:
         h = x.new_zeros((directions, batch, width))
         c = None if not lstm else h if width == hidden else x.new_zeros((directions, batch, hidden))
@@ -291,22 +294,26 @@ def _stack(
     recurrent_mask = zoneout_h = zoneout_c = None
     h_n, c_n, sequences = [], [], []
     for layer in range(num_layers):
-        if num_layers > 1:
-            if h_0 is not None:
-                h = h_0[layer * directions : (layer + 1) * directions]
-                c = None if c_0 is None else c_0[layer * directions : (layer + 1) * directions]
-            of_layer = weights[layer * a_layer : (layer + 1) * a_layer]
-        else:
-            of_layer = weights
+        if num_layers > 1 and h_0 is not None:
+            h = h_0[layer * directions : (layer + 1) * directions]
+            c = None if c_0 is None else c_0[layer * directions : (layer + 1) * directions]
         if noise:
             recurrent_mask, zoneout_h, zoneout_c = _draw(
                 x, directions, batch, width, hidden if lstm else 0, recurrent_dropout, zoneout, order
             )
-        y, h_layer, c_layer, cells = autograd.layer(
-            x, of_layer, h, c, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c,
-            0.0 if training else zoneout, cell=cell, bidirectional=bidirectional, heads=heads, recompute=recompute,
-            want_cells=lstm and return_state_sequence,
-        )  # fmt: skip
+        if isinstance(weights, int8.Weights):
+            y, h_layer, c_layer, cells = int8.layer(
+                weights.layers[layer], x, h, c, lengths, reset_mask, batch_sizes, zoneout, cell=cell,
+                hidden_size=hidden, bidirectional=bidirectional, heads=heads,
+                want_cells=lstm and return_state_sequence,
+            )  # fmt: skip
+        else:
+            y, h_layer, c_layer, cells = autograd.layer(
+                x, weights if num_layers == 1 else weights[layer * a_layer : (layer + 1) * a_layer], h, c, lengths,
+                reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, 0.0 if training else zoneout,
+                cell=cell, bidirectional=bidirectional, heads=heads, recompute=recompute,
+                want_cells=lstm and return_state_sequence,
+            )  # fmt: skip
         h_n.append(h_layer)
         if lstm:
             c_n.append(c_layer)

@@ -136,21 +136,14 @@ class Recurrent(torch.nn.RNNBase):
             input_t: `[B, I]` or `[I]`.
             hx: as `forward` takes and gives it.
         """
-        if self.bidirectional:
-            raise ValueError("step: a bidirectional layer needs the whole sequence, call forward")
-        if self._steps_directly():
+        if not self.bidirectional and self._steps_directly():
             try:
                 result = self._direct_step(input_t, hx)
                 if result is not None:
                     return result
             except (RuntimeError, ValueError, TypeError, IndexError):
                 pass  # forward says what is wrong
-        dim = input_t.dim()
-        if dim != 1 and dim != 2:
-            raise ValueError(f"{type(self).__name__}: Expected input_t to be 1D or 2D, got {dim}D instead")
-        time = 1 if dim == 2 and self.batch_first else 0
-        output, hx = self(input_t.unsqueeze(time), hx)
-        return output.squeeze(time), hx
+        return step_by_forward(self, input_t, hx)
 
     def _steps_directly(self) -> bool:
         """Whether nothing stands between a step and the kernel: no hook, no random mask."""
@@ -218,6 +211,18 @@ class Recurrent(torch.nn.RNNBase):
             f"torch.jit.script cannot take rnnkern.{type(self).__name__}, TorchScript has no operator for it: "
             "script layer.to_torch(), the equal torch.nn layer"
         )
+
+
+def step_by_forward(layer: Any, input_t: Tensor, hx: Any) -> tuple[Tensor, Any]:
+    """`layer(input, hx)` on one time step."""
+    if layer.bidirectional:
+        raise ValueError("step: a bidirectional layer needs the whole sequence, call forward")
+    dim = input_t.dim()
+    if dim != 1 and dim != 2:
+        raise ValueError(f"{layer._get_name()}: Expected input_t to be 1D or 2D, got {dim}D instead")
+    time = 1 if dim == 2 and layer.batch_first else 0
+    output, hx = layer(input_t.unsqueeze(time), hx)
+    return output.squeeze(time), hx
 
 
 # Keywords that torch.nn's layers do not have.

@@ -14,8 +14,12 @@ from rnnkern import _C, checks, ops
 from rnnkern._version import __version__
 from rnnkern.cells import RecurrentCell
 from rnnkern.modules import Recurrent
+from rnnkern.quantized import QuantizedLayer
+
+Layer = Recurrent | RecurrentCell | QuantizedLayer
 
 _BY_REFERENCE = "double backward and jvp differentiate the reference formula: plain torch, step by step"
+_INT8 = "the weights are int8, packed once: float32 inference on the CPU, without gradients"
 _ONE_STEP = "a cell runs as a layer of one step, so that nothing is kept from step to step"
 
 
@@ -43,7 +47,7 @@ def strategy(name: str) -> Iterator[None]:
         _C.force_strategy(previous)
 
 
-def plan(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> dict[str, Any]:
+def plan(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
     """How `layer(input)` would run, now: gradient mode, training mode, autocast and a forced strategy count.
 
     Returns:
@@ -54,7 +58,7 @@ def plan(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> di
         predicted, `bytes`, `rejected`, and of a stationary one `exchange`, `arithmetic`, `blocks`, `team` (blocks that
         hold the weights once), `threads`, `units` of a block, `tiles` of `tile_rows` batch rows, `shared_bytes`.
     """
-    if not isinstance(layer, (Recurrent, RecurrentCell)):
+    if not isinstance(layer, Layer):
         raise TypeError(
             f"layer must be a layer or a cell of rnnkern, got {type(layer).__module__}.{type(layer).__qualname__}; "
             "rnnkern.convert() swaps those of torch.nn"
@@ -62,7 +66,7 @@ def plan(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> di
     return _plan(layer, _problem(layer, input))
 
 
-def _plan(layer: Recurrent | RecurrentCell, problem: dict[str, Any]) -> dict[str, Any]:
+def _plan(layer: Layer, problem: dict[str, Any]) -> dict[str, Any]:
     layers = []
     directions = problem["groups"]
     for index in range(getattr(layer, "num_layers", 1)):
@@ -80,16 +84,17 @@ def _plan(layer: Recurrent | RecurrentCell, problem: dict[str, Any]) -> dict[str
         "saved_bytes": saved * len(layers),
         "floor_us": sum(one["floor_us"] for one in layers),
         "layers": layers,
-        "notes": [_BY_REFERENCE] + ([_ONE_STEP] if isinstance(layer, RecurrentCell) else []),
+        "notes": [_INT8 if isinstance(layer, QuantizedLayer) else _BY_REFERENCE]
+        + ([_ONE_STEP] if isinstance(layer, RecurrentCell) else []),
     }
 
 
-def explain(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> str:
+def explain(layer: Layer, input: Tensor | PackedSequence) -> str:
     """`plan(layer, input)` in words."""
     return _explain(layer, plan(layer, input))
 
 
-def _explain(layer: Recurrent | RecurrentCell, found: dict[str, Any]) -> str:
+def _explain(layer: Layer, found: dict[str, Any]) -> str:
     count = len(found["layers"])
     split = "" if found["split"] == "none" else f", split by {found['split']}"
     workers = f", workers: {found['workers']}{split}" if found["backend"] == "cpu" else ""
@@ -120,7 +125,7 @@ def _sweep(sweep: dict[str, Any]) -> str:
     return f"{sweep['strategy']}{layout}; {sweep['bytes']:,} bytes; {time}"
 
 
-def _problem(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> dict[str, Any]:
+def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
     """The arguments of `_C.plan` for the first layer."""
     packed = isinstance(input, PackedSequence)
     x = input.data if isinstance(input, PackedSequence) else input
@@ -163,6 +168,17 @@ def _problem(layer: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -
         "threads": torch.get_num_threads(),
         "device_index": device.index or 0,
     }
+    if isinstance(layer, QuantizedLayer):
+        layer.weights().check(x)
+        problem.update(
+            proj_size=layer.proj_size,
+            heads=layer.heads,
+            groups=2 if layer.bidirectional else 1,
+            zoneout=layer.zoneout > 0,
+            save=False,
+            dtype="float32",
+            int8=True,
+        )
     if isinstance(layer, Recurrent):
         problem.update(
             proj_size=layer.proj_size,

@@ -64,9 +64,12 @@ double recurrent_work(const Problem& p) {
   return double(p.gate_size()) * p.state_size() / p.heads + double(p.proj_size) * p.hidden_size;
 }
 
+// As the time loop reads them.
+double weight_bytes(const Problem& p) { return p.dtype == Dtype::float64 ? 8 : p.int8 ? 1 : 4; }
+
 double floor_us(const Problem& p, int workers) {
-  double const compute = p.dtype == Dtype::float64 ? 8 : 4, slow = p.dtype == Dtype::float64 ? 2 : 1;
-  double const weights = recurrent_work(p) * compute / workers, steps = double(p.steps) * p.groups;
+  double const slow = p.dtype == Dtype::float64 ? 2 : p.int8 ? 0.25 : 1;
+  double const weights = recurrent_work(p) * weight_bytes(p) / workers, steps = double(p.steps) * p.groups;
   double const loop = std::max(steps * weights / streaming(weights),
                                2 * slow * p.rows * p.groups * recurrent_work(p) / kFlops / workers);
   return loop + 2 * slow * p.rows * p.groups * p.gate_size() * p.input_size / kFlops / workers;
@@ -79,7 +82,7 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   double const total = double(p.rows) * p.groups * (loop + input);
   if (threads <= 1 || total < 1e6) return;
   int64_t const rows = p.batch * p.groups;
-  bool const long_steps = loop >= 48e3 && p.steps > 1;
+  bool const long_steps = loop >= (p.int8 ? 192e3 : 48e3) && p.steps > 1;
   if (rows < threads) {
     if (long_steps) plan.split = Split::units;
   } else {
@@ -92,10 +95,12 @@ constexpr size_t kKnownPlans = 256;
 
 size_t scratch_bytes(const Problem& p) {
   size_t const compute = p.dtype == Dtype::float64 ? 8 : 4, storage = size_of(p.dtype);
-  size_t const weights = size_t(recurrent_work(p)) * compute;
+  size_t const weights = p.int8 ? 0 : size_t(recurrent_work(p)) * compute;  // those in int8 are read where they lie
+  size_t const bytes = p.int8 ? size_t(p.rows) * p.input_size : 0;
   size_t const gates = p.save && !p.recompute ? 0 : size_t(p.rows) * p.gate_size() * storage;
   size_t const states = size_t(p.batch) * (p.hidden_size + p.state_size()) * 2 * compute;
-  return (weights + gates + states) * p.groups + size_t(p.gate_size()) * std::min<size_t>(p.input_size, 512) * compute;
+  return (weights + gates + states + bytes) * p.groups +
+         size_t(p.gate_size()) * std::min<size_t>(p.input_size, 512) * compute;
 }
 
 }  // namespace

@@ -97,6 +97,7 @@ struct Problem {
   int64_t heads = 1;
   int64_t groups = 1;  // directions x members of an ensemble
   bool bias = true;
+  bool int8 = false;  // the weights, which come beside the groups (int8.h); inference in float32 on the CPU
   bool packed = false, lengths = false, reset = false, recurrent_mask = false, zoneout = false;
   bool save = false;       // keep what backward needs
   bool recompute = false;  // ... but not the gates

@@ -150,6 +150,31 @@ const void* Layer::y_part(const Tensor& y, int64_t group) const {
   return static_cast<const char*>(y.const_data_ptr()) + (n * problem.rows * directions + d) * size * y.element_size();
 }
 
+// The sizes that the weights have.
+void Layer::read_sizes(at::TensorList weights) {
+  int64_t const lead = ensemble, count = int64_t(weights.size());
+  TORCH_CHECK_VALUE(count % directions == 0 && weights_per_direction >= 2 && weights_per_direction <= 5,
+                    "weights: expected 2, 3, 4 or 5 tensors per direction, got ", count, " for ", directions,
+                    " direction(s)");
+  problem.bias = weights_per_direction >= 4;
+  bool const projection = weights_per_direction % 2;
+  TORCH_CHECK_VALUE(!projection || problem.cell == CellKind::lstm,
+                    "weights: expected a projection only with an LSTM, got ", weights_per_direction,
+                    " tensors per direction");
+  const Tensor& first = weights[0];
+  TORCH_CHECK_VALUE(first.dim() == lead + 2, "weight_ih: expected ", lead + 2, " dimensions, got ", first.dim());
+  int64_t const gates = problem.gates();
+  TORCH_CHECK_VALUE(first.size(lead) % gates == 0 && first.size(lead) > 0, "weight_ih: expected a multiple of ", gates,
+                    " rows, got ", first.size(lead));
+  problem.hidden_size = first.size(lead) / gates;
+  if (projection) {
+    const Tensor& w_hr = weights[weights_per_direction - 1];
+    TORCH_CHECK_VALUE(w_hr.dim() == lead + 2 && w_hr.size(lead) > 0, "weight_hr: expected ", lead + 2,
+                      " dimensions, got ", w_hr.sizes());
+    problem.proj_size = w_hr.size(lead);
+  }
+}
+
 Layer::Layer(const LayerArguments& arguments) {
   const Tensor& x = arguments.x;
   ensemble = arguments.ensemble;
@@ -174,29 +199,18 @@ Layer::Layer(const LayerArguments& arguments) {
   problem.rows = packed ? x.size(lead) : problem.steps * problem.batch;
   int64_t const count = int64_t(arguments.weights.size());
   weights_per_direction = count / directions;
-  TORCH_CHECK_VALUE(count % directions == 0 && weights_per_direction >= 2 && weights_per_direction <= 5,
-                    "weights: expected 2, 3, 4 or 5 tensors per direction, got ", count, " for ", directions,
-                    " direction(s)");
-  problem.bias = weights_per_direction >= 4;
-  bool const projection = weights_per_direction % 2;
-  TORCH_CHECK_VALUE(!projection || problem.cell == CellKind::lstm,
-                    "weights: expected a projection only with an LSTM, got ", weights_per_direction,
-                    " tensors per direction");
-  const Tensor& first = arguments.weights[0];
-  TORCH_CHECK_VALUE(first.dim() == lead + 2, "weight_ih: expected ", lead + 2, " dimensions, got ", first.dim());
-  int64_t const gates = problem.gates();
-  TORCH_CHECK_VALUE(first.size(lead) % gates == 0 && first.size(lead) > 0, "weight_ih: expected a multiple of ", gates,
-                    " rows, got ", first.size(lead));
-  problem.hidden_size = first.size(lead) / gates;
-  if (projection) {
-    const Tensor& w_hr = arguments.weights[weights_per_direction - 1];
-    TORCH_CHECK_VALUE(w_hr.dim() == lead + 2 && w_hr.size(lead) > 0, "weight_hr: expected ", lead + 2,
-                      " dimensions, got ", w_hr.sizes());
-    problem.proj_size = w_hr.size(lead);
+  if (arguments.hidden_size > 0) {
+    problem.int8 = true;
+    problem.bias = weights_per_direction == 2;
+    problem.hidden_size = arguments.hidden_size;
+    if (arguments.projection) problem.proj_size = arguments.h_0.size(-1);
+  } else {
+    read_sizes(arguments.weights);
   }
   int64_t const hidden = problem.hidden_size, size = problem.state_size(), in = problem.input_size,
-                heads = problem.heads;
+                heads = problem.heads, gates = problem.gates();
   int64_t const batch = problem.batch;
+  bool const projection = problem.proj_size > 0;
   TORCH_CHECK_VALUE(heads >= 1 && hidden % heads == 0 && (heads == 1 || !projection),
                     "heads: expected a divisor of hidden_size ", hidden, " and no projection, got ", heads);
   problem.groups = members * directions;
@@ -243,7 +257,9 @@ Layer::Layer(const LayerArguments& arguments) {
   for (int64_t i = 0; i < count; ++i) {
     int64_t const which = i % weights_per_direction;
     const Tensor& weight = arguments.weights[i];
-    if (which == 0)
+    if (problem.int8)
+      weights.push_back(check(weight, which == 0 ? "bias_ih" : "bias_hh", {gates * hidden}));
+    else if (which == 0)
       weights.push_back(check(weight, "weight_ih", {gates * hidden, in}));
     else if (which == 1)
       weights.push_back(check(weight, "weight_hh", {gates * hidden, size / heads}));
@@ -258,19 +274,22 @@ Layer::Layer(const LayerArguments& arguments) {
   for (int64_t i = 0; i < problem.groups; ++i) {
     int64_t const n = i / directions, d = i % directions;
     Group& group = groups[i];
-    const Tensor* const own = &weights[d * weights_per_direction];
+    const Tensor* const own = weights.data() + d * weights_per_direction;
     group.reverse = d == 1;
     group.schedule.lengths = member<int64_t>(lengths, ensemble, n);
     group.schedule.reset = member<bool>(reset, ensemble, n);
     group.schedule.batch_sizes = packed ? batch_sizes.const_data_ptr<int64_t>() : nullptr;
     group.x = member(input, ensemble, n);
-    group.w_ih = member(own[0], ensemble, n);
-    group.w_hh = member(own[1], ensemble, n);
+    int64_t const biases = problem.int8 ? 0 : 2;
     if (problem.bias) {
-      group.b_ih = member(own[2], ensemble, n);
-      group.b_hh = member(own[3], ensemble, n);
+      group.b_ih = member(own[biases], ensemble, n);
+      group.b_hh = member(own[biases + 1], ensemble, n);
     }
-    if (projection) group.w_hr = member(own[weights_per_direction - 1], ensemble, n);
+    if (!problem.int8) {
+      group.w_ih = member(own[0], ensemble, n);
+      group.w_hh = member(own[1], ensemble, n);
+    }
+    if (projection && !problem.int8) group.w_hr = member(own[weights_per_direction - 1], ensemble, n);
     auto const direction = [&](const Tensor& tensor, int64_t elements, int64_t element_bytes) -> const char* {
       const char* const start = member(tensor, ensemble, n);
       return start ? start + d * elements * element_bytes : nullptr;
@@ -315,6 +334,14 @@ void run_forward(Layer& layer) {
     Plan const plan = rnnkern::plan(layer.problem, max_workers());
     TorchCpuPlatform platform;
     simd_forward(layer.problem, layer.groups, plan, platform);
+  });
+}
+
+void run_int8_forward(Layer& layer, const std::vector<Int8Group>& weights) {
+  translate_errors([&] {
+    Plan const plan = rnnkern::plan(layer.problem, max_workers());
+    TorchCpuPlatform platform;
+    simd_int8_forward(layer.problem, layer.groups, weights, plan, platform);
   });
 }
 

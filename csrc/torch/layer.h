@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "../core/int8.h"
 #include "../core/plan.h"
 #include "../core/types.h"
 
@@ -32,6 +33,9 @@ struct LayerArguments {
   int64_t heads;
   bool ensemble;
   bool one_step = false;  // x is [B, I]
+  // With weights in int8 (int8.cpp), not 0: `weights` are then the biases alone, and the groups have no other.
+  int64_t hidden_size = 0;
+  bool projection = false;
 };
 
 // Sizes, pointers and the tensors that own them. Groups are member-major: member * directions + direction.
@@ -53,10 +57,14 @@ struct Layer {
   const void* part(const at::Tensor& tensor, int64_t group, int64_t elements) const;
   // The same of y [N?, rows, D * R].
   const void* y_part(const at::Tensor& y, int64_t group) const;
+
+ private:
+  void read_sizes(at::TensorList weights);
 };
 
 // Runs the core; its errors become Python's ValueError.
 void run_forward(Layer& layer);
+void run_int8_forward(Layer& layer, const std::vector<Int8Group>& weights);
 void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients);
 
 int max_workers();

@@ -107,7 +107,8 @@ std::optional<DeviceFacts> facts_of(const std::optional<py::dict>& given, [[mayb
 py::dict plan_of(const std::string& cell, const std::string& dtype, const std::string& device, int64_t steps,
                  int64_t batch, int64_t rows, int64_t input_size, int64_t hidden_size, int64_t proj_size, int64_t heads,
                  int64_t groups, bool bias, bool packed, bool lengths, bool reset, bool recurrent_mask, bool zoneout,
-                 bool save, bool recompute, int threads, int device_index, const std::optional<py::dict>& gpu) {
+                 bool save, bool recompute, bool int8, int threads, int device_index,
+                 const std::optional<py::dict>& gpu) {
   Problem problem;
   problem.backend = device == "cuda" ? Backend::cuda : Backend::cpu;
   problem.steps = steps, problem.batch = batch, problem.rows = rows;
@@ -115,7 +116,7 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
   problem.heads = heads, problem.groups = groups, problem.bias = bias;
   problem.packed = packed, problem.lengths = lengths, problem.reset = reset;
   problem.recurrent_mask = recurrent_mask, problem.zoneout = zoneout, problem.save = save,
-  problem.recompute = recompute;
+  problem.recompute = recompute, problem.int8 = int8;
   try {
     CellName const& named = find_name(kCellNames, "cell", cell);
     problem.cell = named.kind, problem.activation = named.activation;
@@ -183,8 +184,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("batch"), py::arg("rows"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size") = 0,
              py::arg("heads") = 1, py::arg("groups") = 1, py::arg("bias") = true, py::arg("packed") = false,
              py::arg("lengths") = false, py::arg("reset") = false, py::arg("recurrent_mask") = false,
-             py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("threads") = 0,
-             py::arg("device_index") = 0, py::arg("gpu") = py::none());
+             py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("int8") = false,
+             py::arg("threads") = 0, py::arg("device_index") = 0, py::arg("gpu") = py::none());
   module.def("step", step, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
              py::arg("num_layers"), py::arg("heads"), py::arg("zoneout"));
 }

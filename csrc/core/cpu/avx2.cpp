@@ -10,6 +10,6 @@
 #pragma GCC pop_options
 
 namespace rnnkern {
-const SimdKernels avx2_kernels{"avx2", &avx2::forward_any, &avx2::backward_any};
+const SimdKernels avx2_kernels{"avx2", &avx2::forward_any, &avx2::backward_any, &avx2_int8_forward};
 }
 #endif

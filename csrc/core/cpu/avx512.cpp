@@ -10,6 +10,6 @@
 #pragma GCC pop_options
 
 namespace rnnkern {
-const SimdKernels avx512_kernels{"avx512", &avx512::forward_any, &avx512::backward_any};
+const SimdKernels avx512_kernels{"avx512", &avx512::forward_any, &avx512::backward_any, &avx512_int8_forward};
 }
 #endif

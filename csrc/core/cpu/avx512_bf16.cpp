@@ -11,6 +11,7 @@
 #pragma GCC pop_options
 
 namespace rnnkern {
-const SimdKernels avx512_bf16_kernels{"avx512_bf16", &avx512_bf16::forward_any, &avx512_bf16::backward_any};
+const SimdKernels avx512_bf16_kernels{"avx512_bf16", &avx512_bf16::forward_any, &avx512_bf16::backward_any,
+                                      &avx512_int8_forward};
 }
 #endif

@@ -9,12 +9,12 @@
 namespace rnnkern::RNNKERN_ISA {
 
 // Memory of one group, shared by the workers. Rows of state are `pitch` apart.
-template <class T>
+template <class T, class Panels = PanelSet<packed_t<T>>>
 struct ForwardBuffers {
   using C = compute_t<T>;
   using Operand = operand_t<T>;
   const T *w_first = nullptr, *w_second = nullptr;
-  PanelSet<packed_t<T>> first, second;     // second: the projection, or gru_v1's candidate
+  Panels first, second;                    // second: the projection, or gru_v1's candidate
   C *bias_x = nullptr, *bias_h = nullptr;  // [G][H], with room for a vector beyond; bias_h only where the cell splits
   T* gates = nullptr;                      // [rows][gates_stride]: gates_x, overwritten by what the cell saves
   int64_t gates_stride = 0;
@@ -40,9 +40,12 @@ struct ForwardRow {
   const bool *zone_h, *zone_c;
   Operand* middle;
   C* z;
+  uint8_t* bytes;  // of a product in int8: the operand quantised, memory of the row's own, and its scale
+  float operand_scale;
 };
 
-template <class Cell, class T>
+// `Panels`: the weights as the product takes them (PanelSet, or Int8Panels).
+template <class Cell, class T, class Panels = PanelSet<packed_t<T>>>
 class ForwardSweep {
   using C = compute_t<T>;
   using Operand = operand_t<T>;
@@ -51,7 +54,7 @@ class ForwardSweep {
   static constexpr bool is_lstm = Cell::kind == CellKind::lstm;
 
  public:
-  ForwardSweep(const Cell& cell, const Problem& problem, const Group& group, const ForwardBuffers<T>& buffers,
+  ForwardSweep(const Cell& cell, const Problem& problem, const Group& group, const ForwardBuffers<T, Panels>& buffers,
                const Timeline& time, const int64_t* rows, int64_t count, ForwardRow<T>* live)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()),
         save_(problem.save && !problem.recompute), projection_(problem.proj_size > 0), group_(group), buffers_(buffers),
@@ -162,9 +165,13 @@ class ForwardSweep {
   using Row = ForwardRow<T>;
 
   template <class Finish>
-  RNNKERN_INLINE void run_stage(const PanelSet<packed_t<T>>& set, const T* weight, int first, int last, Finish finish) {
-    if (set.data) return run_panels(set, first, last, row_, live_, finish);
-    if (live_ > 0) run_unpacked(set, first, last, weight, row_[0], finish);
+  RNNKERN_INLINE void run_stage(const Panels& set, const T* weight, int first, int last, Finish finish) {
+    if constexpr (std::is_same_v<Panels, PanelSet<packed_t<T>>>) {
+      if (set.data) return run_panels(set, first, last, row_, live_, finish);
+      if (live_ > 0) run_unpacked(set, first, last, weight, row_[0], finish);
+    } else {
+      if (first < last) run_quantized(set, first, last, row_, live_, finish);
+    }
   }
 
   void prepare_rebuild(const Rebuild& scratch, int64_t t, int64_t b) {
@@ -296,7 +303,7 @@ class ForwardSweep {
   const int64_t hidden_, state_size_;
   const bool save_, projection_;
   const Group& group_;
-  const ForwardBuffers<T>& buffers_;
+  const ForwardBuffers<T, Panels>& buffers_;
   const Timeline& time_;
   LiveRows rows_;
   ForwardRow<T>* row_;

@@ -6,14 +6,52 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Panels, biases, states and gates of one group, and its input product. `gates` is where the gates go, or null.
+// How many rows a worker runs together, and how many steps' gates_x are made at a time: the input product and the time
+// loop take turns, so that gates_x is still in the cache when it is read, and gates that nobody keeps need little
+// memory.
+constexpr int64_t kGatesTogether = int64_t(1) << 18;  // elements of gates_x
+
+struct ForwardTurns {
+  int64_t rows_together, steps_together;
+
+  ForwardTurns(const Problem& problem, int groups, const Plan& plan) {
+    int64_t const batch = problem.batch, sharing = plan.split == Split::rows ? plan.workers : 1;
+    rows_together = std::max<int64_t>(1, std::min(batch, (batch * groups + sharing - 1) / sharing));
+    int64_t const turns = (problem.steps * batch * problem.gate_size() - 1) / kGatesTogether + 1;
+    steps_together = (problem.steps + turns - 1) / turns;
+  }
+};
+
+// Biases, states and gates of one group whose panels are made. `gates` is where the gates go, or null.
+template <class Cell, class T, class Panels>
+void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, const Group& group, T* gates,
+                   bool states, Platform& platform) {
+  using C = compute_t<T>;
+  using Operand = operand_t<T>;
+  constexpr int lanes = Vec<C>::lanes;
+  bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
+  buffers.bias_x = zeros<C>(platform, problem.gate_size() + lanes);
+  if (Cell::split_gate) buffers.bias_h = zeros<C>(platform, problem.gate_size() + lanes);
+  buffers.gates_stride = gates ? problem.saved_size() : problem.gate_size();
+  buffers.gates = gates;
+  buffers.pitch = pitch_for(problem, lanes);
+  int64_t const size = problem.batch * buffers.pitch;
+  buffers.zeros = zeros<C>(platform, buffers.pitch);
+  buffers.zero_operand = zeros<Operand>(platform, buffers.pitch);
+  if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, size);
+  if (!states) return;
+  for (int parity = 0; parity < 2; ++parity) {
+    for (int i = 0; i < Cell::states; ++i) buffers.state[i][parity] = scratch<C>(platform, size);
+    if (group.mask || !std::is_same_v<Operand, C>) buffers.operand[parity] = scratch<Operand>(platform, size);
+  }
+  if (two_stage_gru) buffers.z = scratch<C>(platform, size);
+}
+
+// The same with the panels of the group's weights.
 template <class Cell, class T>
 ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T* gates, int64_t rows_together,
                                   bool states, Platform& platform) {
-  using C = compute_t<T>;
   using P = packed_t<T>;
-  using Operand = operand_t<T>;
-  constexpr int lanes = Vec<C>::lanes;
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
@@ -25,21 +63,7 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   if (projection) buffers.second = PanelSet<P>::make(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
   buffers.w_first = static_cast<const T*>(group.w_hh);
   buffers.w_second = projection ? static_cast<const T*>(group.w_hr) : buffers.w_first + 2 * hidden * head;
-  buffers.bias_x = zeros<C>(platform, problem.gate_size() + lanes);
-  if (Cell::split_gate) buffers.bias_h = zeros<C>(platform, problem.gate_size() + lanes);
-  buffers.gates_stride = gates ? problem.saved_size() : problem.gate_size();
-  buffers.gates = gates;
-  buffers.pitch = pitch_for(problem, lanes);
-  int64_t const size = problem.batch * buffers.pitch;
-  buffers.zeros = zeros<C>(platform, buffers.pitch);
-  buffers.zero_operand = zeros<Operand>(platform, buffers.pitch);
-  if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, size);
-  if (!states) return buffers;
-  for (int parity = 0; parity < 2; ++parity) {
-    for (int i = 0; i < Cell::states; ++i) buffers.state[i][parity] = scratch<C>(platform, size);
-    if (group.mask || !std::is_same_v<Operand, C>) buffers.operand[parity] = scratch<Operand>(platform, size);
-  }
-  if (two_stage_gru) buffers.z = scratch<C>(platform, size);
+  state_buffers<Cell>(buffers, problem, group, gates, states, platform);
   return buffers;
 }
 
@@ -55,14 +79,18 @@ PackedGemm<T> input_product(const Problem& problem, const Group& group, const Fo
           .c_stride = buffers.gates_stride};
 }
 
-template <class Cell, class T>
-void pack_forward(const Problem& problem, const Group& group, const ForwardBuffers<T>& buffers, int worker,
+// Packs the recurrent weights; those in int8 are packed already.
+template <class Cell, class T, class Panels>
+void pack_forward(const Problem& problem, const Group& group, const ForwardBuffers<T, Panels>& buffers, int worker,
                   int workers) {
   int64_t const hidden = problem.hidden_size;
-  if (buffers.first.data) {
-    for (int p = worker; p < buffers.first.count; p += workers) buffers.first.pack_forward(p, buffers.w_first, hidden);
-    for (int p = worker; p < buffers.second.count; p += workers)
-      buffers.second.pack_forward(p, buffers.w_second, hidden);
+  if constexpr (std::is_same_v<Panels, PanelSet<packed_t<T>>>) {
+    if (buffers.first.data) {
+      for (int p = worker; p < buffers.first.count; p += workers)
+        buffers.first.pack_forward(p, buffers.w_first, hidden);
+      for (int p = worker; p < buffers.second.count; p += workers)
+        buffers.second.pack_forward(p, buffers.w_second, hidden);
+    }
   }
   if (worker != 0 || !group.b_ih) return;
   const T* const b_ih = static_cast<const T*>(group.b_ih);
@@ -75,10 +103,6 @@ void pack_forward(const Problem& problem, const Group& group, const ForwardBuffe
   }
 }
 
-// The input product and the time loop take turns, so that gates_x is still in the cache when it is read, and gates that
-// nobody keeps need little memory: so many elements of gates_x at a time.
-constexpr int64_t kGatesTogether = int64_t(1) << 18;
-
 // The rows of `steps` steps, the first of which is `s` in the order of processing.
 struct RowRange {
   int64_t first, count;
@@ -89,29 +113,15 @@ inline RowRange rows_of(const Problem& problem, const Timeline& time, bool rever
   return {at(t), at(t + steps) - at(t)};
 }
 
-template <class Cell, class T>
-void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
-             CpuPlatform& platform) {
-  using Sweep = ForwardSweep<Cell, T>;
+// The phases: `buffers` and `products`, the input products, are each group's; `rows` [workers][groups][B].
+template <class Cell, class T, class Panels, class Product>
+void run_forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
+                 CpuPlatform& platform, int64_t steps_together, const ForwardBuffers<T, Panels>* buffers,
+                 const Product* products, ForwardRow<T>* rows) {
+  using Sweep = ForwardSweep<Cell, T, Panels>;
+  int64_t const batch = problem.batch;
   Timeline* const time = scratch<Timeline>(platform, count);
   make_timelines(problem, groups, count, time, platform);
-  auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
-  auto* const products = scratch<PackedGemm<T>>(platform, count);
-  int const sharing = plan.split == Split::rows ? plan.workers : 1;
-  int64_t const batch = problem.batch;
-  int64_t const rows_together = std::max<int64_t>(1, std::min(batch, (batch * count + sharing - 1) / sharing));
-  int64_t const step_gates = batch * problem.gate_size(), turns = (problem.steps * step_gates - 1) / kGatesTogether + 1;
-  int64_t const steps_together = (problem.steps + turns - 1) / turns;
-  for (int g = 0; g < count; ++g) {
-    T* const kept = static_cast<T*>(groups[g].gates);
-    new (&buffers[g])
-        ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, rows_together, true, platform));
-    if (!kept) buffers[g].gates = scratch<T>(platform, steps_together * step_gates);
-    new (&products[g]) PackedGemm<T>(input_product(problem, groups[g], buffers[g]));
-    products[g].keep_panels = true;
-  }
-  share_scratch(products, count, plan.workers, platform);
-  auto* const rows = scratch<ForwardRow<T>>(platform, count * batch * plan.workers);
   auto* const row_storage = scratch<int64_t>(platform, count * batch * plan.workers);
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
   Barrier barrier;
@@ -149,6 +159,25 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     }
     for (int g = 0; g < count; ++g) team.sweeps[g].end(team.first(), team.stride());
   });
+}
+
+template <class Cell, class T>
+void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
+             CpuPlatform& platform) {
+  ForwardTurns const turns(problem, count, plan);
+  auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
+  auto* const products = scratch<PackedGemm<T>>(platform, count);
+  for (int g = 0; g < count; ++g) {
+    T* const kept = static_cast<T*>(groups[g].gates);
+    new (&buffers[g])
+        ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, true, platform));
+    if (!kept) buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * problem.gate_size());
+    new (&products[g]) PackedGemm<T>(input_product(problem, groups[g], buffers[g]));
+    products[g].keep_panels = true;
+  }
+  share_scratch(products, count, plan.workers, platform);
+  run_forward(cell, problem, groups, count, plan, platform, turns.steps_together, buffers, products,
+              scratch<ForwardRow<T>>(platform, count * problem.batch * plan.workers));
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

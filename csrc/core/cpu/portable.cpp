@@ -6,5 +6,5 @@
 #include "kernels.h"
 
 namespace rnnkern {
-const SimdKernels portable_kernels{"portable", &portable::forward_any, &portable::backward_any};
+const SimdKernels portable_kernels{"portable", &portable::forward_any, &portable::backward_any, &portable_int8_forward};
 }

@@ -20,6 +20,7 @@
 #endif
 
 #include "../dtype.h"
+#include "../int8.h"
 #include "../platform.h"
 #include "../types.h"
 #include "barrier.h"

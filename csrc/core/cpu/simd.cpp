@@ -58,6 +58,16 @@ void simd_forward(const Problem& problem, const std::vector<Group>& groups, cons
     kernels().forward(problem, groups.data(), int(groups.size()), plan, platform);
 }
 
+void simd_int8_forward(const Problem& problem, const std::vector<Group>& groups, const std::vector<Int8Group>& weights,
+                       const Plan& plan, CpuPlatform& platform) {
+  if (problem.batch == 0 || groups.empty()) return;
+  Int8Forward forward = kernels().int8_forward;
+#if defined(__x86_64__)
+  if (forward == &avx512_int8_forward && !__builtin_cpu_supports("avx512vnni")) forward = &avx2_int8_forward;
+#endif
+  forward(problem, groups.data(), weights.data(), int(groups.size()), plan, platform);
+}
+
 void simd_backward(const Problem& problem, const std::vector<Group>& groups,
                    const std::vector<GroupGradients>& gradients, const Plan& plan, CpuPlatform& platform) {
   if (!groups.empty()) kernels().backward(problem, groups.data(), gradients.data(), int(groups.size()), plan, platform);

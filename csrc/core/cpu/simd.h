@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../int8.h"
 #include "../plan.h"
 #include "../platform.h"
 
@@ -12,12 +13,17 @@ namespace rnnkern {
 void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Plan& plan, CpuPlatform& platform);
 void simd_backward(const Problem& problem, const std::vector<Group>& groups,
                    const std::vector<GroupGradients>& gradients, const Plan& plan, CpuPlatform& platform);
+// `groups` without float weights; inference in float32: nothing is saved.
+void simd_int8_forward(const Problem& problem, const std::vector<Group>& groups, const std::vector<Int8Group>& weights,
+                       const Plan& plan, CpuPlatform& platform);
 
 // One instruction set's kernels.
+using Int8Forward = void (*)(const Problem&, const Group*, const Int8Group*, int count, const Plan&, CpuPlatform&);
 struct SimdKernels {
   const char* name;
   void (*forward)(const Problem&, const Group*, int count, const Plan&, CpuPlatform&);
   void (*backward)(const Problem&, const Group*, const GroupGradients*, int count, const Plan&, CpuPlatform&);
+  Int8Forward int8_forward;
 };
 
 // Those that this machine can run, fastest first; the one in use; and the choice of another (Error on an unknown name).
@@ -26,9 +32,14 @@ std::vector<std::string> cpu_isas();
 std::string cpu_isa();
 void set_cpu_isa(const std::string& name);
 
-#if defined(__x86_64__)
-extern const SimdKernels avx512_bf16_kernels, avx512_kernels, avx2_kernels;
-#endif
+extern const SimdKernels avx512_bf16_kernels, avx512_kernels, avx2_kernels;  // defined on x86-64
 extern const SimdKernels portable_kernels;
+
+// Files of their own: AVX-512 has byte products only with VNNI.
+#if defined(__x86_64__)
+void avx512_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Plan&, CpuPlatform&);
+void avx2_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Plan&, CpuPlatform&);
+#endif
+void portable_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Plan&, CpuPlatform&);
 
 }  // namespace rnnkern
