@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
 
 # The tests that run under the sanitizers: every kernel through the operators, and every error.
-SANITIZE_TESTS ?= tests/test_layer.py tests/test_errors.py
+SANITIZE_TESTS ?= tests/test_layer.py tests/test_errors.py tests/test_quantized.py
 CXX_SOURCES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 BIN := $(abspath $(VENV))/bin

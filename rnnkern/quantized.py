@@ -32,34 +32,28 @@ class QuantizedLayer(nn.Module):
         self.input_size, self.hidden_size, self.proj_size = layer.input_size, layer.hidden_size, layer.proj_size
         self.num_layers, self.bidirectional, self.heads = layer.num_layers, bool(layer.bidirectional), layer.heads
         self.bias, self.batch_first, self.zoneout = bool(layer.bias), layer.batch_first, layer.zoneout
-        weights = layer.weights()
-        count = len(weights) // len(self._suffixes())
-        for index, suffix in enumerate(self._suffixes()):
-            own = weights[index * count : (index + 1) * count]
-            packed = int8.pack_direction(own, self.cell, self.heads)
-            self.matrices = tuple(packed)
-            for matrix, parts in packed.items():
-                for part, tensor in zip(_PARTS, parts, strict=True):
-                    self.register_buffer(f"weight_{matrix}_{suffix}{part}", tensor)
-            for place in range(2 if self.bias else 0):
-                self.register_buffer(f"bias_{_BIASES[place]}_{suffix}", own[2 + place].detach().clone())
-        self.train(layer.training)
-
-    def _suffixes(self) -> list[str]:
-        """The ends of the parameters' names, one a layer and direction."""
         directions = ("", "_reverse") if self.bidirectional else ("",)
-        return [f"l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
+        suffixes = [f"l{index}{direction}" for index in range(self.num_layers) for direction in directions]
+        weights = layer.weights()
+        count = len(weights) // len(suffixes)
+        # A layer's buffers in the operator's order: weights of all directions, and biases.
+        self.names: list[tuple[list[str], list[str]]] = [([], []) for _ in range(self.num_layers)]
+        for index, suffix in enumerate(suffixes):
+            own = weights[index * count : (index + 1) * count]
+            names, bias_names = self.names[index // len(directions)]
+            for matrix, parts in int8.pack_direction(own, self.cell, self.heads).items():
+                for part, tensor in zip(("", "_scale", "_sum"), parts, strict=True):
+                    names.append(f"weight_{matrix}_{suffix}{part}")
+                    self.register_buffer(names[-1], tensor)
+            for side, bias in zip(("ih", "hh"), own[2:4], strict=True) if self.bias else ():
+                bias_names.append(f"bias_{side}_{suffix}")
+                self.register_buffer(bias_names[-1], bias.detach().clone())
+        self.train(layer.training)
 
     def weights(self) -> int8.Weights:
         """The weights as they are now."""
-        directions = 2 if self.bidirectional else 1
-        suffixes = self._suffixes()
-        layers = []
-        for index in range(0, len(suffixes), directions):
-            own = suffixes[index : index + directions]
-            names = [f"weight_{matrix}_{suffix}{part}" for suffix in own for matrix in self.matrices for part in _PARTS]
-            biases = [f"bias_{bias}_{suffix}" for suffix in own for bias in _BIASES] if self.bias else []
-            layers.append(([getattr(self, name) for name in names], [getattr(self, name) for name in biases]))
+        buffers: dict[str, Any] = self._buffers
+        layers = [([buffers[name] for name in one], [buffers[name] for name in other]) for one, other in self.names]
         return int8.Weights(layers, self.input_size, self.hidden_size, self.proj_size or self.hidden_size)
 
     def forward(
@@ -91,8 +85,6 @@ class QuantizedLayer(nn.Module):
         """Does nothing, as in the float layer."""
 
 
-_PARTS = ("", "_scale", "_sum")
-_BIASES = ("ih", "hh")
 _KINDS = (modules.LSTM, modules.GRU, modules.RNN)
 
 
