@@ -46,8 +46,8 @@ def relative(ours: list[Row], theirs: list[Row]) -> list[float]:
 def change(problem: str, side: str, before: dict[str, list[Row]], after: dict[str, list[Row]]) -> Change | None:
     """Of one side; None where one of the runs did not measure it."""
     old, new, basis = samples(before[side]), samples(after[side]), "time"
-    peer = next((name for name in before if not is_ours(name) and samples(before[name]) and samples(after.get(name, []))),
-                None)  # fmt: skip
+    both = [name for name in before if samples(before[name]) and samples(after.get(name, []))]
+    peer = next((name for name in both if not is_ours(name)), None)
     if is_ours(side) and peer is not None:
         old, new, basis = relative(before[side], before[peer]), relative(after[side], after[peer]), f"beside {peer}"
     if not old or not new:

@@ -62,12 +62,15 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
+    """Its name, and as names are shared by generations, what tells these apart."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return next((v.strip() for k, v in fields.items() if k.strip() in ("model name", "Model")), platform.processor())
+    fields = {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
+    name = fields.get("model name") or fields.get("Model") or platform.processor()
+    return name + "".join(f" {words} {fields[key]}" for key, words in (("cpu family", "family"), ("model", "model"))
+                          if key in fields)  # fmt: skip
 
 
 def gpu_driver() -> str | None:

@@ -27,6 +27,7 @@ class Limits:
     rounds: int = ROUNDS
     least: int = LEAST_ROUNDS
     patience: float = PATIENCE
+    shrink: bool = True  # budgets, so that ``seconds`` reach for all problems
 
 
 class Watch:

@@ -8,8 +8,8 @@ Layout (``schema`` is raised whenever a reader of older files would go wrong):
 ``limits`` is what this machine can do (see ``floors.py``); ``sittings`` has one entry a process that measured.
 
 One row is one side of one problem: ``problem`` (see ``suites.Problem``), ``repeat``, the number of the process that
-measured it, ``sitting``, ``side`` (``rnnkern`` or a peer's name), ``status``, and where ``status`` is "ok": ``samples``,
-the seconds that one call took, in the order in which they were taken: sample ``k`` of two sides of the same problem and
+measured it, ``sitting``, ``side`` (``rnnkern`` or a peer's name), ``status``, and where that is "ok": ``samples``, the
+seconds that one call took, in the order in which they were taken: sample ``k`` of two sides of the same problem and
 repeat were taken right after each other; ``calls``, how many calls one sample is the mean of; ``error``, the deviation
 that the check found; ``plan``, what rnnkern chose.
 """
@@ -126,6 +126,15 @@ def faster(ours: list[Row], theirs: list[Row]) -> Ratio | None:
     """How many times faster than the other side; over the repeats in which both were measured."""
     other = {row.repeat: row for row in theirs if row.samples}
     return ratio([(row.samples, other[row.repeat].samples) for row in ours if row.samples and row.repeat in other])
+
+
+BETTER_OF = ("torch.nn", "onnxruntime")  # the peers that do the same work in the same precision everywhere
+
+
+def against_better(sides: dict[str, list[Row]]) -> tuple[Ratio, str] | None:
+    """How many times faster than the better of those peers, and which that is."""
+    found = [(faster(sides.get("rnnkern", []), sides[peer]), peer) for peer in BETTER_OF if peer in sides]
+    return min(((ratio, peer) for ratio, peer in found if ratio), key=lambda one: one[0].value, default=None)
 
 
 def is_ours(side: str) -> bool:

@@ -37,7 +37,7 @@ from timing import LEAST_ROUNDS, PATIENCE, ROUNDS
 
 INTERRUPTED, BROKEN = 130, 3
 # Arguments that may change between the sittings of one run.
-OF_A_SITTING = ("out", "resume", "seconds", "repeats", "process", "watch")
+OF_A_SITTING = ("out", "resume", "seconds", "repeats", "process", "watch", "resumable")
 
 
 def missing(problem: Problem, sides: dict, rows: list[Row], process: int) -> dict:
@@ -89,8 +89,9 @@ def run_suite(
                     if seconds <= 0:
                         console.print(f"time is up: {len(work) - done} of {len(work)} problems were not measured")
                         return 0
-                    share = 0.5 * seconds / (len(work) - done) / len(left)
-                    one = replace(limits, budget=min(limits.budget, share))
+                    if limits.shrink:
+                        share = 0.5 * seconds / (len(work) - done) / len(left)
+                        one = replace(limits, budget=min(limits.budget, share))
                 keep(measure_or_report(problem, left, one, watch))
                 if not console.is_terminal:
                     console.print(f"[{done + 1}/{len(work)}] {problem.name}", highlight=False, markup=False)
@@ -140,11 +141,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--least", type=int, help=f"take so many samples whatever they cost (default: {LEAST_ROUNDS}, "
                         f"and fewer where they would take {PATIENCE} times the budget)")  # fmt: skip
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of samples a side, problem and repeat")
-    parser.add_argument("--seconds", type=float, help="stop after so much time in all")
+    parser.add_argument("--seconds", type=float, help="stop after so much time: with --resume the rest is left for the "
+                        "next time, without it each problem gets less")  # fmt: skip
     parser.add_argument("--out", type=Path, help="a JSON file for the results, or a folder for one named after the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)  # this is the child that measures repeat N
     parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--resumable", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads: expected at least 1, got {args.threads}")
@@ -186,8 +189,8 @@ def work(args: argparse.Namespace, console: Console) -> int:
         results.limits = floors.measure_limits(args.device, torch.get_num_threads())
         results.save(args.out)
     least, patience = (args.least, float("inf")) if args.least else (LEAST_ROUNDS, PATIENCE)
-    seconds = args.seconds / args.repeats if args.seconds else None
-    limits = Limits(seconds, args.budget, max(args.samples, args.least or 1), least, patience)
+    rounds = max(args.samples, args.least or 1)
+    limits = Limits(args.seconds, args.budget, rounds, least, patience, shrink=not args.resumable)
     results.complete = False
     code = run_suite(problems, sides, results, limits, args.process, args.out, console, Watch(args.watch))
     results.complete = results.complete and args.process == args.repeats - 1
@@ -198,12 +201,19 @@ def work(args: argparse.Namespace, console: Console) -> int:
 def supervise(args: argparse.Namespace, own: list[str], folder: Path) -> int:
     """Every repeat in a process of its own, again when a peer brought it down; how the last one ended."""
     watch = folder / "watch"
-    code = 0
+    code, start = 0, time.perf_counter()
     for process in range(args.repeats):
         resume = args.resume or process > 0
         while True:
             command = [sys.executable, __file__, *own, "--out", str(args.out), "--watch", str(watch)]
             command += ["--process", str(process), *(["--resume"] if resume else [])]
+            command += ["--resumable"] if args.resume else []
+            if args.seconds:
+                left = args.seconds - (time.perf_counter() - start)
+                left = left if args.resume else left / (args.repeats - process)
+                if left <= 0:
+                    return code
+                command += ["--seconds", f"{left:.1f}"]
             code = spawn(command)
             resume = True
             if code < 0 and code != -signal.SIGINT and args.out.exists():

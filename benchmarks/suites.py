@@ -199,6 +199,12 @@ def shapes() -> Iterator[Problem]:
     yield from grid(**plain, batch=16, steps=4000)
 
 
+def goals() -> Iterator[Problem]:
+    """What the goals speak of and no other suite has."""
+    yield from grid(cell=CELLS, hidden=[32, 64, 128, 256], batch=1, steps=1, mode="step")
+    yield from grid(cell="lstm", hidden=[32, 64, 128], batch=[1, 4], steps=[100, 400], mode="training")
+
+
 def gpu() -> Iterator[Problem]:
     """The part of the grid that a GPU gets through in minutes, on one layer of each kind first."""
     sizes = {"hidden": [64, 128, 256, 512, 1024], "batch": [1, 16, 64], "steps": 100}
@@ -206,10 +212,18 @@ def gpu() -> Iterator[Problem]:
         yield from grid(cell=GATED, **sizes, mode=BOTH, dtype=dtype)
 
 
-SUITES = {"quick": quick, "packed": packed, "grid": full_grid, "deepbench": deepbench, "shapes": shapes, "gpu": gpu}
+SUITES = {
+    "quick": quick,
+    "packed": packed,
+    "grid": full_grid,
+    "deepbench": deepbench,
+    "shapes": shapes,
+    "goals": goals,
+    "gpu": gpu,
+}
 
 
 def select(suite: str, device: str = "cpu", dtype: str | None = None, mode: str = "all") -> list[Problem]:
-    """The problems of a suite on a device. A dtype replaces that of the suite; only ``grid`` and ``gpu`` have several of their own."""
+    """The problems of a suite on a device. A dtype replaces those of the suite."""
     problems = [dataclasses.replace(p, device=device, dtype=dtype or p.dtype) for p in SUITES[suite]()]
     return [p for p in dict.fromkeys(problems) if mode == "all" or p.mode == mode]

@@ -1,6 +1,6 @@
 """FlashRNN on a GPU. It has the recurrence alone: the input product is torch's, and counts on its side too.
 
-Its gates are torch's for an LSTM; of a GRU it wants the recurrent ones n, r, z and biases of those and of the input's n.
+An LSTM's gates are torch's; of a GRU it wants the recurrent ones n, r, z, and biases of those and of the input's n.
 """
 
 from __future__ import annotations

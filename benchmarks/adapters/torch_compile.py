@@ -1,4 +1,4 @@
-"""A loop over ``torch.nn``'s cells under ``torch.compile``: some steps a graph, for a graph of all compiles too long."""
+"""A loop over ``torch.nn``'s cells under ``torch.compile``: some steps a graph: one of all compiles too long."""
 
 from __future__ import annotations
 
