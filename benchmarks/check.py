@@ -81,6 +81,8 @@ def compare(
     for name, g, w in zip(names, got, want, strict=False):
         if g is None and name in ("h_n", "c_n"):
             continue
+        if g is None:
+            return float("inf"), f"{name} is missing"
         if g.numel() != w.numel():
             return float("inf"), f"{name} has the shape {list(g.shape)}, expected {list(w.shape)}"
         error = ((g.detach().double().reshape(w.shape) - w).norm() / w.norm().clamp_min(1e-30)).item()

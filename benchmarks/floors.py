@@ -43,7 +43,17 @@ def measure_limits(device: str, threads: int, seconds: float = 0.05) -> dict[str
 
 
 def gemm_rate(dtype: str, device: str) -> float:
+    """GFLOP/s of a large product; on a GPU in the precision that its recurrent layers are allowed."""
     size = GEMM_SIZE[torch.device(device).type]
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision
+    try:
+        return product_rate(size, dtype, device)
+    finally:
+        matmul.fp32_precision = before
+
+
+def product_rate(size: int, dtype: str, device: str) -> float:
     a, b = (torch.ones(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
     best = float("inf")
     for _ in range(4):

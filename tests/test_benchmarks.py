@@ -22,7 +22,7 @@ import report
 import run
 import suites
 import timing
-from adapters import Unsupported, rnnkern_layer, torch_nn
+from adapters import rnnkern_layer, torch_nn
 from check import compare, expected
 from results import Results, Row
 from suites import Data, Problem
@@ -200,24 +200,3 @@ def test_the_table_names_the_worst_case():
     text = console.export_text()
     assert "3.00" in text
     assert "worst case: 0.50× against peer: LSTM inference H 16 B 2 T 5" in text
-
-
-def test_onnxruntime_says_what_it_does_not_do():
-    pytest.importorskip("onnxruntime", reason="pip install '.[bench]'")
-    from adapters import onnxruntime_peer
-
-    with pytest.raises(Unsupported, match="inference alone"):
-        onnxruntime_peer.build(Data(dataclasses.replace(TINY, mode="training")))
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize(
-    "options", [{}, {"layers": 2, "bidirectional": True}, {"mode": "step", "steps": 1, "layers": 2}]
-)
-def test_onnxruntime_gets_the_same_weights(cell, options):
-    pytest.importorskip("onnxruntime", reason="pip install '.[bench]'")
-    from adapters import onnxruntime_peer
-
-    problem = dataclasses.replace(TINY, cell=cell, **options)
-    data = Data(problem)
-    assert compare(problem, onnxruntime_peer.build(data)(0), expected(data), is_peer=False)[1] == ""

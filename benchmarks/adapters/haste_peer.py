@@ -22,8 +22,6 @@ def load() -> None:
 
 
 def build(data: Data) -> Callable[[int], object]:
-    import haste_pytorch
-
     problem = data.problem
     reasons = {
         "on CUDA alone": torch.device(problem.device).type != DEVICE,
@@ -33,6 +31,8 @@ def build(data: Data) -> Callable[[int], object]:
         **cells.plain(problem),
     }
     refuse(NAME, reasons)
+    import haste_pytorch
+
     kind = haste_pytorch.LSTM if problem.cell == "lstm" else haste_pytorch.GRU
     theirs = kind(problem.hidden, problem.hidden)
     theirs.from_native_weights(*(weight.detach() for weight in data.weights))

@@ -10,7 +10,7 @@ from . import layer, refuse, rnnkern_layer
 from .torch_int8 import TOLERANCE  # noqa: F401 - the same for both
 
 NAME = "rnnkern int8"
-INSTALL = rnnkern_layer.INSTALL
+INSTALL = f"{rnnkern_layer.INSTALL} (a version with quantize_dynamic)"
 
 
 def load() -> None:

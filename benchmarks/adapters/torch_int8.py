@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,9 @@ def build(data: Data) -> Callable[[int], object]:
         },
     )
     model = torch.nn.ModuleList([data.layer])  # the root itself is not replaced
-    quantised = torch.ao.quantization.quantize_dynamic(model, {CLASSES[problem.cell]}, dtype=torch.qint8)[0]
+    with warnings.catch_warnings():  # that it will move to another package
+        warnings.simplefilter("ignore")
+        quantised = torch.ao.quantization.quantize_dynamic(model, {CLASSES[problem.cell]}, dtype=torch.qint8)[0]
     if problem.mode == "step":
         return layer.step(quantised, data.inputs, data)
     return layer.inference(quantised, data)
