@@ -79,7 +79,7 @@ def plots_of(results: Results, label: str = "") -> list[Plot]:
         p = point.problem
         groups.setdefault((p.mode, p.dtype, p.steps), []).append(point)
     facts = results.environment
-    where = f"{facts.get('gpu') or facts['cpu']}, {facts['threads']} threads"
+    where = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
     plots = []
     for (mode, dtype, steps), points in groups.items():
         if len({point.problem.hidden for point in points}) < 2:
@@ -119,7 +119,7 @@ def draw_steps(axes, points: list[Point]) -> None:
                 axes.plot(*zip(*known, strict=True), style, color=colour, label=label, markersize=3, linewidth=1.2)
     axes.set(xscale="log", yscale="log", xlabel="H", ylabel="µs a step: — rnnkern, - - better peer, ··· floor")
     ticks = sorted({point.problem.hidden for point in points})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7, rotation=90)
+    axes.set_xticks(ticks, ["" if tick - 1 in ticks else str(tick) for tick in ticks], fontsize=7, rotation=90)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from dataclasses import dataclass
 
@@ -57,12 +58,15 @@ def ratio(groups: list[tuple[list[float], list[float]]]) -> Ratio | None:
     return Ratio(statistics.median(everything), low, high, len(everything), len(pairs))
 
 
-def bootstrap(values: list[float], draws: int = DRAWS) -> tuple[float, float]:
+def bootstrap(values: list[float]) -> tuple[float, float]:
     """The 95 % interval of the median: of medians of as many values, drawn with replacement. The same every time."""
-    count = len(values)
-    if count < 2:
-        return values[0], values[0]
-    drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(0))
-    ordered = torch.tensor(values, dtype=torch.float64)[drawn].sort(1).values
-    medians = (ordered[:, (count - 1) // 2] + ordered[:, count // 2]).div(2).sort().values
-    return medians[int(0.025 * draws)].item(), medians[int(0.975 * draws) - 1].item()
+    ordered = torch.tensor(sorted(values), dtype=torch.float64)
+    medians = ordered[drawn_middles(len(values))].mean(1).sort().values
+    return medians[int(0.025 * DRAWS)].item(), medians[int(0.975 * DRAWS) - 1].item()
+
+
+@functools.cache
+def drawn_middles(count: int) -> torch.Tensor:
+    """``[DRAWS, 2]``: of each draw from ``count`` ordered values, where the two lie that its median is the mean of."""
+    drawn = torch.randint(count, (DRAWS, count), generator=torch.Generator().manual_seed(0)).sort(1).values
+    return drawn[:, [(count - 1) // 2, count // 2]]
