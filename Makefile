@@ -4,6 +4,8 @@
 #   make test-compose   the tests beside other packages (Lightning, torchrl, ONNX, ...), in an environment of their own
 #   make bench     the quick benchmark, with a table    make format    rewrites sources in the project's format
 #   make sanitize  tests under ASan and UBSan           make clean     removes what was built (make distclean: .venv too)
+#   make grid      hours of measurements, over several sittings   make report   HTML of the committed results
+#   make figures   README's figures, GOALS.md, plots from these   make test-report   the HTML report in chromium
 #   make kernels   with nvcc: checks the compiled CUDA kernels, writes csrc/core/cuda/KERNELS.tsv
 #   make gpu       on a CUDA machine, with the Python that is there: build, all tests, benchmark results
 PYTHON ?= python3
@@ -23,7 +25,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BUILD_ENV := RNNKERN_BUILD_DIR=$(BUILD) CMAKE_ARGS=-DRNNKERN_TESTS=ON
 TORCH_STAMP := $(VENV)/.stamp-$(subst =,-,$(TORCH))
 
-.PHONY: build test test-compose bench sanitize kernels gpu lint format clean distclean
+.PHONY: build test test-compose bench grid report figures test-report sanitize kernels gpu lint format clean distclean
 
 build: $(VENV)/.stamp-test
 	$(BUILD_ENV) $(BIN)/python setup.py -q build_ext --inplace
@@ -34,6 +36,31 @@ test: build
 
 bench: build $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/run.py --suite quick --out build/bench $(BENCH_ARGS)
+
+# --- What README and GOALS.md rest on. Ctrl-C or GRID_SECONDS (of each run) end a sitting, the next call goes on. Each
+# problem gets 0.7 s a side in each of three processes, and never fewer than ten samples there. ---
+GRID_SUITES ?= quick packed goals shapes grid
+GRID_THREADS ?= 1 2
+GRID_ARGS ?= --repeats 3 --least 10 --budget 0.7
+GRID_SECONDS ?=
+
+grid: build $(VENV)/.stamp-bench
+	set -e; for suite in $(GRID_SUITES); do for threads in $(GRID_THREADS); do \
+		$(BIN)/python benchmarks/run.py --suite $$suite --threads $$threads $(GRID_ARGS) \
+			$(if $(GRID_SECONDS),--seconds $(GRID_SECONDS)) --resume --out benchmarks/results/$$suite-cpu-$$threads.json; \
+	done; done
+	$(MAKE) report
+
+report: $(VENV)/.stamp-bench
+	$(BIN)/python benchmarks/page.py benchmarks/results/*.json --out build/report.html
+
+figures: $(VENV)/.stamp-bench
+	$(BIN)/python benchmarks/readme.py
+
+test-report: build $(VENV)/.stamp-bench
+	@command -v chromium chromium-browser google-chrome | grep -q . || \
+		{ echo "make test-report needs a browser: apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pytest -n 0 tests/test_benchmarks_page.py
 
 # --- The environment. A stamp is older than pyproject.toml or setup.py when something must be installed again. ---
 $(TORCH_STAMP):

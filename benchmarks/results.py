@@ -2,13 +2,16 @@
 
 Layout (``schema`` is raised whenever a reader of older files would go wrong):
 
-    {"schema": 1, "created": "…Z", "suite": "quick", "commit": "…" | null, "dirty": bool, "arguments": {…},
-     "environment": {…}, "complete": bool, "rows": [row, …]}
+    {"schema": 2, "created": "…Z", "suite": "quick", "commit": "…" | null, "dirty": bool, "arguments": {…},
+     "plan": {…}, "environment": {…}, "limits": {…}, "sittings": [{…}], "complete": bool, "rows": [row, …]}
 
-One row is one side of one problem: ``problem`` (see ``suites.Problem``), ``repeat``, ``side`` (``rnnkern`` or a peer's
-name), ``status``, and where ``status`` is "ok": ``samples``, the seconds that one call took, in the order in which they
-were taken: sample ``k`` of two sides of the same problem and repeat were taken right after each other; ``calls``, how
-many calls one sample is the mean of; ``error``, the deviation that the check found; ``plan``, what rnnkern chose.
+``limits`` is what this machine can do (see ``floors.py``); ``sittings`` has one entry a process that measured.
+
+One row is one side of one problem: ``problem`` (see ``suites.Problem``), ``repeat``, the number of the process that
+measured it, ``sitting``, ``side`` (``rnnkern`` or a peer's name), ``status``, and where that is "ok": ``samples``, the
+seconds that one call took, in the order in which they were taken: sample ``k`` of two sides of the same problem and
+repeat were taken right after each other; ``calls``, how many calls one sample is the mean of; ``error``, the deviation
+that the check found; ``plan``, what rnnkern chose.
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ import dataclasses
 import datetime
 import json
 import os
-import platform
-import statistics
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from environment import environment, source_version
+from stats import Ratio, ratio
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 1 had neither limits nor sittings
+# What two sittings of one run must have in common; the commit may move on as long as the code is the same.
+SAME = ("cpu", "gpu", "cores", "threads", "torch", "precision", "code")
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Row:
     side: str
     status: str  # "ok", "wrong" (refused by the check), "failed" (raised), "unsupported"
     repeat: int = 0
+    sitting: int = 0
     message: str = ""
     samples: list[float] = field(default_factory=list)
     calls: int = 0
@@ -56,116 +61,81 @@ class Results:
     commit: str | None
     dirty: bool
     created: str
+    limits: dict[str, Any] = field(default_factory=dict)
+    sittings: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     complete: bool = False
 
     @classmethod
     def start(cls, suite: str, arguments: dict[str, Any], device: str = "cpu") -> Results:
         commit, dirty = source_version()
-        created = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return cls(suite, arguments, environment(device), commit, dirty, created)
+        started = cls(suite, arguments, environment(device), commit, dirty, now())
+        started.sit()
+        return started
+
+    def sit(self) -> None:
+        """Notes that this process goes on with the run."""
+        commit, dirty = source_version()
+        self.sittings.append({"created": now(), "load": os.getloadavg()[0], "commit": commit, "dirty": dirty})
+
+    def differs(self, suite: str, arguments: dict[str, Any], device: str = "cpu") -> str:
+        """Why a run with these arguments, here and now, cannot go on with this one; empty: it can."""
+        here, there = environment(device), self.environment
+        pairs = [("suite", self.suite, suite)]
+        pairs += [(name, self.arguments.get(name), value) for name, value in arguments.items()]
+        pairs += [(name, there.get(name), here.get(name)) for name in SAME]
+        return "; ".join(f"{name} was {before}, is {after}" for name, before, after in pairs if before != after)
 
     def save(self, path: Path) -> None:
-        """Replaces the file in one step, so that an interruption never leaves half of one."""
+        """Replaces the file in one step, so that an interruption never leaves half of one. One row is one line."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [dataclasses.asdict(row) for row in self.rows]
-        content = {"schema": SCHEMA} | vars(self) | {"rows": rows}
+        content = {"schema": SCHEMA} | {name: value for name, value in vars(self).items() if name != "rows"}
+        head = json.dumps(content, indent=1, default=str).removesuffix("\n}")
+        rows = ",\n  ".join(json.dumps(dataclasses.asdict(row)) for row in self.rows)
         draft = path.with_name(path.name + ".part")
-        draft.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        draft.write_text(f'{head},\n "rows": [\n  {rows}\n ]\n}}\n', encoding="utf-8")
         os.replace(draft, path)
 
     @classmethod
     def load(cls, path: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("schema") != SCHEMA:
-            raise ValueError(f"{path}: expected results of schema {SCHEMA}, got {content.get('schema')!r}")
-        content.pop("schema")
-        return cls(**content | {"rows": [Row(**row) for row in content["rows"]]})
+        schema = content.pop("schema", None)
+        if schema not in READABLE:
+            raise ValueError(f"{path}: expected results of schema {SCHEMA}, got {schema}")
+        content["rows"] = [Row(**row) for row in content["rows"]]
+        return cls(**content)
 
 
-# ---------------------------------------------------------------- statistics
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def spread(samples: list[float]) -> tuple[float, float]:
-    """Median and interquartile range."""
-    if len(samples) < 2:
-        return samples[0], 0.0
-    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return middle, high - low
+def by_problem(rows: list[Row]) -> dict[str, dict[str, list[Row]]]:
+    """key of the problem → side → its rows, one a repeat."""
+    problems: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        problems.setdefault(row.key, {}).setdefault(row.side, []).append(row)
+    return problems
 
 
-def paired_ratio(ours: list[float], theirs: list[float]) -> float:
-    """How many times as long the other side takes: the median over pairs of samples that were taken together."""
-    return statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
+def samples(rows: list[Row]) -> list[float]:
+    return [s for row in rows for s in row.samples]
 
 
-# ---------------------------------------------------------------- where it ran
+def faster(ours: list[Row], theirs: list[Row]) -> Ratio | None:
+    """How many times faster than the other side; over the repeats in which both were measured."""
+    other = {row.repeat: row for row in theirs if row.samples}
+    return ratio([(row.samples, other[row.repeat].samples) for row in ours if row.samples and row.repeat in other])
 
 
-def source_version() -> tuple[str | None, bool]:
-    """The commit of the checkout that this file lies in, and whether files differ from it; None outside of one."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, False
+BETTER_OF = ("torch.nn", "onnxruntime")  # the peers that do the same work in the same precision everywhere
 
 
-def environment(device: str) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "precision": precision_flags(),
-    }
-    try:
-        import rnnkern
-
-        facts["rnnkern"] = rnnkern.__version__
-        facts["build"] = rnnkern.build_info()
-    except ImportError as error:
-        facts["rnnkern"] = f"not importable: {error}"
-    if torch.device(device).type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-        facts["cudnn"] = torch.backends.cudnn.version()
-        facts["driver"] = gpu_driver()
-    return facts
+def against_better(sides: dict[str, list[Row]]) -> tuple[Ratio, str] | None:
+    """How many times faster than the better of those peers, and which that is."""
+    found = [(faster(sides.get("rnnkern", []), sides[peer]), peer) for peer in BETTER_OF if peer in sides]
+    return min(((ratio, peer) for ratio, peer in found if ratio), key=lambda one: one[0].value, default=None)
 
 
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return next((v.strip() for k, v in fields.items() if k.strip() in ("model name", "Model")), platform.processor())
-
-
-def gpu_driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
-
-
-def precision_flags() -> dict[str, Any]:
-    """The flags that both sides read; they are process-wide, so equal on both."""
-    return {
-        "cudnn.rnn": torch.backends.cudnn.rnn.fp32_precision,
-        "cuda.matmul": torch.backends.cuda.matmul.fp32_precision,
-        "mkldnn.rnn": torch.backends.mkldnn.rnn.fp32_precision,
-        "mkldnn.matmul": torch.backends.mkldnn.matmul.fp32_precision,
-        "cudnn.enabled": torch.backends.cudnn.enabled,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
+def is_ours(side: str) -> bool:
+    return side.startswith("rnnkern")

@@ -1,129 +1,52 @@
 """Measures rnnkern against its peers.
 
     python benchmarks/run.py --suite quick
-    python benchmarks/run.py --suite grid --mode inference --threads 1 --out grid.json
+    python benchmarks/run.py --suite grid --threads 1 --repeats 3 --least 10 --out grid.json --resume
     python benchmarks/run.py --suite gpu --device cuda --seconds 200 --out gpu.json
 
 Every side is checked against the double reference before it is timed; the sides of a problem are timed alternately.
-The results (see ``results.py``) are written after every problem; Ctrl-C ends the run and keeps what was measured.
+The results (see ``results.py``) are written after every problem; Ctrl-C ends the run and keeps what was measured, and
+``--resume`` goes on with it. Each repeat is a process of its own, so that a peer that brings it down costs one problem.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from adapters import Unsupported, adapters
+import floors
+from adapters import adapters
+from measure import Broken, Limits, Watch, measure_or_report
 from report import print_report
 from results import Results, Row
-from suites import DTYPES, SUITES, Data, Problem, select
-from timing import ROUNDS, interleave
+from suites import DTYPES, SUITES, Problem, select
+from timing import LEAST_ROUNDS, PATIENCE, ROUNDS
 
-POOL = {"cpu": 64e6, "cuda": 256e6}  # bytes of inputs to rotate through: more than a cache holds
-MOST_INPUTS = 1024
-
-
-@dataclass
-class Limits:
-    """How long to measure: ``seconds`` in all, ``budget`` seconds and ``rounds`` samples a side for one problem."""
-
-    seconds: float | None = None
-    budget: float = 2.0
-    rounds: int = ROUNDS
+INTERRUPTED, BROKEN = 130, 3
+# Arguments that may change between the sittings of one run.
+OF_A_SITTING = ("out", "resume", "seconds", "repeats", "process", "watch", "resumable")
 
 
-class Crash(Exception):
-    """What a side raised while it was timed."""
-
-    def __init__(self, side: str, cause: Exception):
-        super().__init__(describe(cause))
-        self.side = side
-
-
-def describe(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def guarded(side: str, call: Callable[[int], object]) -> Callable[[int], object]:
-    def guard(i: int) -> object:
-        try:
-            return call(i)
-        except Exception as error:
-            raise Crash(side, error) from error
-
-    return guard
-
-
-def check_sides(problem: Problem, sides: dict) -> dict[str, Row]:
-    """One row a side: ok with its error, or why the side is not timed."""
-    from check import FLOPS, compare, expected
-
-    data = Data(problem.shortened(FLOPS[torch.device(problem.device).type]))
-    want = expected(data)
-    rows = {}
-    for name, adapter in sides.items():
-        row = rows[name] = Row(problem.as_dict(), name, "ok")
-        try:
-            call = adapter.build(data)
-            with problem.mode_of_torch():
-                got = call(0)
-            row.error, row.message = compare(problem, got, want, is_peer=name != "rnnkern")
-            row.status = "wrong" if row.message else "ok"
-        except Unsupported as error:
-            row.status, row.message = "unsupported", str(error)
-        except Exception as error:
-            row.status, row.message = "failed", describe(error)
-    return rows
-
-
-def input_count(problem: Problem) -> int:
-    one = problem.steps * problem.batch * problem.hidden * getattr(torch, problem.dtype).itemsize
-    return max(2, min(MOST_INPUTS, int(POOL[torch.device(problem.device).type] / one)))
-
-
-def measure(problem: Problem, sides: dict, limits: Limits) -> list[Row]:
-    """Checks, then times every side that passed."""
-    rows = check_sides(problem, sides)
-    data = Data(problem, input_count(problem))
-    calls: dict[str, Callable[[int], object]] = {}
-
-    def attempt(name: str, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except Exception as error:
-            rows[name].status, rows[name].message = "failed", describe(error)
-
-    for name in [name for name, row in rows.items() if row.status == "ok"]:
-        attempt(name, lambda name=name: calls.update({name: guarded(name, sides[name].build(data))}))
-    if "rnnkern" in calls and hasattr(sides["rnnkern"], "plan"):
-        attempt("rnnkern", lambda: setattr(rows["rnnkern"], "plan", sides["rnnkern"].plan(data)))
-    if "rnnkern" in calls and problem.packed:  # what the same layer takes when nothing is packed
-        name = "rnnkern padded"
-        rows[name] = Row(problem.as_dict(), name, "ok", useful=data.useful)
-        padded = Data(replace(problem, packed=False), len(data.inputs))
-        attempt(name, lambda: calls.update({name: guarded(name, sides["rnnkern"].build(padded))}))
-    while calls:
-        try:
-            with problem.mode_of_torch():
-                timed = interleave(calls, device=problem.device, budget=limits.budget, rounds=limits.rounds)
-        except Crash as crash:
-            rows[crash.side].status, rows[crash.side].message = "failed", str(crash)
-            del calls[crash.side]
-            continue
-        for name, one in timed.items():
-            rows[name].samples, rows[name].calls = one.samples, one.calls
-        break
-    return list(rows.values())
+def missing(problem: Problem, sides: dict, rows: list[Row], process: int) -> dict:
+    """The sides that this process has yet to measure; none when they were timed, for samples are pairs."""
+    key = Row(problem.as_dict(), "", "").key
+    there = [row for row in rows if row.key == key and row.repeat == process]
+    if any(row.samples for row in there):
+        return {}
+    return {name: side for name, side in sides.items() if name not in {row.side for row in there}}
 
 
 def run_suite(
@@ -131,51 +54,55 @@ def run_suite(
     sides: dict,
     results: Results,
     limits: Limits,
-    repeats: int = 1,
+    process: int = 0,
     out: Path | None = None,
     console: Console | None = None,
-) -> bool:
-    """Appends the rows of every problem to ``results``; false when it was interrupted."""
-    console = console or Console(quiet=True)
-    work = [(repeat, problem) for repeat in range(repeats) for problem in problems]
+    watch: Watch | None = None,
+) -> int:
+    """Appends to ``results`` the rows of every problem that lacks them; 0, or why it ended early."""
+    console, watch = console or Console(quiet=True), watch or Watch()
+    work = [(problem, missing(problem, sides, results.rows, process)) for problem in problems]
+    work = [(problem, left) for problem, left in work if left]
     if limits.seconds is not None:  # what the time does not reach is then spread evenly
-        random.Random(0).shuffle(work)
+        random.Random(process).shuffle(work)
     start = time.perf_counter()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+
+    def keep(rows: list[Row]) -> None:
+        for row in rows:
+            row.repeat, row.sitting = process, len(results.sittings) - 1
+        results.rows += rows
+        if out:
+            results.save(out)
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     try:
         # no automatic refresh: its thread would run beside what is timed
-        with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
+        with Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, auto_refresh=False, transient=True
+        ) as progress:
             task = progress.add_task("", total=len(work))
-            for done, (repeat, problem) in enumerate(work):
+            for done, (problem, left) in enumerate(work):
                 progress.update(task, completed=done, description=problem.name, refresh=True)
                 one = limits
                 if limits.seconds is not None:
-                    left = limits.seconds - (time.perf_counter() - start)
-                    if left <= 0:
+                    seconds = limits.seconds - (time.perf_counter() - start)
+                    if seconds <= 0:
                         console.print(f"time is up: {len(work) - done} of {len(work)} problems were not measured")
-                        return True
-                    one = replace(limits, budget=min(limits.budget, 0.5 * left / (len(work) - done)))
-                rows = measure_or_report(problem, sides, one)
-                for row in rows:
-                    row.repeat = repeat
-                results.rows += rows
-                if out:
-                    results.save(out)
+                        return 0
+                    if limits.shrink:
+                        share = 0.5 * seconds / (len(work) - done) / len(left)
+                        one = replace(limits, budget=min(limits.budget, share))
+                keep(measure_or_report(problem, left, one, watch))
                 if not console.is_terminal:
                     console.print(f"[{done + 1}/{len(work)}] {problem.name}", highlight=False, markup=False)
+    except Broken as broken:
+        keep([broken.row])
+        return BROKEN
     except KeyboardInterrupt:
         console.print("interrupted: what was measured so far is kept")
-        return False
+        return INTERRUPTED
     results.complete = True
-    return True
-
-
-def measure_or_report(problem: Problem, sides: dict, limits: Limits) -> list[Row]:
-    """What goes wrong outside of the sides (no memory for the reference, say) ends one problem, not the run."""
-    try:
-        return measure(problem, sides, limits)
-    except Exception as error:
-        return [Row(problem.as_dict(), name, "failed", message=describe(error)) for name in sides]
+    return 0
 
 
 def available(names: Iterable[str] | None, console: Console) -> dict:
@@ -187,6 +114,9 @@ def available(names: Iterable[str] | None, console: Console) -> dict:
     sides = {}
     for name, adapter in known.items():
         if name != "rnnkern" and names is not None and name not in names:
+            continue
+        if names is None and hasattr(adapter, "ASK"):
+            console.print(f"not measured: {name}, unless --peers names it: {adapter.ASK}", highlight=False)
             continue
         try:
             adapter.load()
@@ -204,45 +134,132 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the suite's own, nearly always float32")
     parser.add_argument("--mode", choices=["inference", "training", "step", "all"], default="all")
-    parser.add_argument("--peers", nargs="*", metavar="NAME", help="default: all that are installed")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help="default: all that are installed and quick to build")
     parser.add_argument("--threads", type=int, help="CPU threads of every side (default: torch's choice)")
-    parser.add_argument("--repeats", type=int, default=1, help="how often to run the whole suite")
+    parser.add_argument("--repeats", type=int, default=1, help="how often to run the suite, each time in a new process")
     parser.add_argument("--samples", type=int, default=ROUNDS, help="the most samples a side, problem and repeat")
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds to spend on the samples of one problem")
-    parser.add_argument("--seconds", type=float, help="stop after so much time in all")
+    parser.add_argument("--least", type=int, help=f"take so many samples whatever they cost (default: {LEAST_ROUNDS}, "
+                        f"and fewer where they would take {PATIENCE} times the budget)")  # fmt: skip
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds of samples a side, problem and repeat")
+    parser.add_argument("--seconds", type=float, help="stop after so much time: with --resume the rest is left for the "
+                        "next time, without it each problem gets less")  # fmt: skip
     parser.add_argument("--out", type=Path, help="a JSON file for the results, or a folder for one named after the run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)  # this is the child that measures repeat N
+    parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--resumable", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads: expected at least 1, got {args.threads}")
-    if args.samples < 1 or args.repeats < 1:
-        parser.error("--samples and --repeats: expected at least 1")
+    if min(args.samples, args.repeats, args.least or 1) < 1:
+        parser.error("--samples, --least and --repeats: expected at least 1")
+    if args.resume and (args.out is None or args.out.suffix != ".json"):
+        parser.error("--resume: --out must name the JSON file to go on with")
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     return args
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = parse(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+def of_the_run(args: argparse.Namespace) -> dict:
+    return {name: value for name, value in vars(args).items() if name not in OF_A_SITTING}
+
+
+def begin(args: argparse.Namespace) -> Results:
+    """New results, or with --resume those that there are."""
+    if not (args.resume and args.out.exists()):
+        return Results.start(args.suite, of_the_run(args), args.device)
+    results = Results.load(args.out)
+    if difference := results.differs(args.suite, of_the_run(args), args.device):
+        raise SystemExit(f"--resume: {args.out} is of another run: {difference}")
+    results.sit()
+    return results
+
+
+def work(args: argparse.Namespace, console: Console) -> int:
+    """What one process does: one repeat."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    sides = available(args.peers, console)
     problems = select(args.suite, args.device, args.dtype, args.mode)
     if not problems:
         raise SystemExit(f"--mode: the suite {args.suite} has no problem of mode {args.mode}")
-    if args.out and args.out.suffix != ".json":
-        args.out /= f"{args.suite}-{torch.device(args.device).type}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    results = Results.start(args.suite, {k: v for k, v in vars(args).items() if k != "out"}, args.device)
-    limits = Limits(args.seconds, args.budget, args.samples)
-    finished = run_suite(problems, sides, results, limits, args.repeats, args.out, console)
-    if args.out:
+    results = begin(args)
+    sides = available(args.peers, Console(quiet=True) if args.process else console)
+    if not results.limits:
+        console.print("measuring what this machine can do", highlight=False)
+        results.limits = floors.measure_limits(args.device, torch.get_num_threads())
         results.save(args.out)
-    print_report(results, console)
-    if args.out:
-        console.print(f"written to {args.out}", highlight=False)
-    if not finished:
-        return 130
-    return 1 if any(row.status in ("wrong", "failed") and row.side == "rnnkern" for row in results.rows) else 0
+    least, patience = (args.least, float("inf")) if args.least else (LEAST_ROUNDS, PATIENCE)
+    rounds = max(args.samples, args.least or 1)
+    limits = Limits(args.seconds, args.budget, rounds, least, patience, shrink=not args.resumable)
+    results.complete = False
+    code = run_suite(problems, sides, results, limits, args.process, args.out, console, Watch(args.watch))
+    results.complete = results.complete and args.process == args.repeats - 1
+    results.save(args.out)
+    return code
+
+
+def supervise(args: argparse.Namespace, own: list[str], folder: Path) -> int:
+    """Every repeat in a process of its own, again when a peer brought it down; how the last one ended."""
+    watch = folder / "watch"
+    code, start = 0, time.perf_counter()
+    for process in range(args.repeats):
+        resume = args.resume or process > 0
+        while True:
+            command = [sys.executable, __file__, *own, "--out", str(args.out), "--watch", str(watch)]
+            command += ["--process", str(process), *(["--resume"] if resume else [])]
+            command += ["--resumable"] if args.resume else []
+            if args.seconds:
+                left = args.seconds - (time.perf_counter() - start)
+                left = left if args.resume else left / (args.repeats - process)
+                if left <= 0:
+                    return code
+                command += ["--seconds", f"{left:.1f}"]
+            code = spawn(command)
+            resume = True
+            if code < 0 and code != -signal.SIGINT and args.out.exists():
+                side, problem = Watch.read(watch) if watch.exists() else ("", "")
+                if not side:
+                    return 1  # not a side's doing: again would end the same way
+                results = Results.load(args.out)
+                message = f"ended the process: {signal.Signals(-code).name}"
+                results.rows.append(Row(json.loads(problem), side, "failed", process, message=message))
+                results.save(args.out)
+            elif code != BROKEN:
+                break
+        if code:
+            break
+    return INTERRUPTED if code == -signal.SIGINT else code
+
+
+def spawn(command: list[str]) -> int:
+    """How the command ended. Ctrl-C reaches it as well: it ends by itself and keeps what it has."""
+    child = subprocess.Popen(command)
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def main(arguments: list[str] | None = None) -> int:
+    own = list(sys.argv[1:] if arguments is None else arguments)
+    args = parse(own)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    if args.process is not None:
+        return work(args, console)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = args.out is not None
+        args.out = args.out or Path(folder, "results.json")
+        if args.out.suffix != ".json":
+            args.out /= f"{args.suite}-{torch.device(args.device).type}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        code = supervise(args, own, Path(folder))
+        if not args.out.exists():
+            return code or 1
+        results = Results.load(args.out)
+        print_report(results, console)
+        if kept:
+            console.print(f"written to {args.out}", highlight=False)
+    return code or int(any(row.status in ("wrong", "failed") and row.side == "rnnkern" for row in results.rows))
 
 
 if __name__ == "__main__":

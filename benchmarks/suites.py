@@ -61,6 +61,18 @@ class Problem:
         forward *= 2 if self.bidirectional else 1
         return 3 * forward if self.mode == "training" else forward
 
+    def lengths(self) -> Tensor | None:
+        """Of the sequences, longest first; None: all have every step."""
+        if not self.packed:
+            return None
+        return torch.linspace(self.steps, max(1, self.steps // 4), self.batch).round().long()
+
+    @property
+    def useful(self) -> float:
+        """The share of time steps that is not padding."""
+        lengths = self.lengths()
+        return 1.0 if lengths is None else lengths.sum().item() / (self.steps * self.batch)
+
     def mode_of_torch(self) -> AbstractContextManager:
         """What the calls of every side are made under."""
         return torch.inference_mode(self.mode != "training")
@@ -95,9 +107,7 @@ class Data:
         self.problem = problem
         self.layer = layer.to(device, dtype).requires_grad_(training).train(training)
         self.weights = list(self.layer.parameters())
-        self.lengths: Tensor | None = None  # longest first
-        if problem.packed:
-            self.lengths = torch.linspace(steps, max(1, steps // 4), batch).round().long()
+        self.lengths = problem.lengths()
         self.reset_mask: Tensor | None = None
         if problem.reset:
             self.reset_mask = torch.rand(steps, batch, generator=generator, device=device) < problem.reset
@@ -112,13 +122,6 @@ class Data:
         self.d_y = random(steps, batch, directions * width)
         if self.lengths is not None:
             self.d_y = self.packed(self.d_y).data
-
-    @property
-    def useful(self) -> float:
-        """The share of time steps that is not padding."""
-        if self.lengths is None:
-            return 1.0
-        return self.lengths.sum().item() / (self.problem.steps * self.problem.batch)
 
     def packed(self, padded: Tensor) -> PackedSequence:
         return pack_padded_sequence(padded, self.lengths)
@@ -163,8 +166,9 @@ def packed() -> Iterator[Problem]:
 
 
 def full_grid() -> Iterator[Problem]:
-    hidden = [32, 64, 128, 129, 160, 192, 256, 512, 768, 1024]
-    yield from grid(cell=CELLS, hidden=hidden, batch=[1, 16, 64, 256], steps=100, mode=BOTH)
+    sizes = {"cell": CELLS, "hidden": [32, 64, 128, 129, 160, 192, 256, 512, 768, 1024], "steps": 100}
+    yield from grid(**sizes, batch=[1, 16, 64, 256], mode=BOTH)
+    yield from grid(**sizes, batch=[1, 16], mode=BOTH, dtype="bfloat16")
 
 
 def deepbench() -> Iterator[Problem]:
@@ -195,6 +199,12 @@ def shapes() -> Iterator[Problem]:
     yield from grid(**plain, batch=16, steps=4000)
 
 
+def goals() -> Iterator[Problem]:
+    """What the goals speak of and no other suite has."""
+    yield from grid(cell=CELLS, hidden=[32, 64, 128, 256], batch=1, steps=1, mode="step")
+    yield from grid(cell="lstm", hidden=[32, 64, 128], batch=[1, 4], steps=[100, 400], mode="training")
+
+
 def gpu() -> Iterator[Problem]:
     """The part of the grid that a GPU gets through in minutes, on one layer of each kind first."""
     sizes = {"hidden": [64, 128, 256, 512, 1024], "batch": [1, 16, 64], "steps": 100}
@@ -202,10 +212,18 @@ def gpu() -> Iterator[Problem]:
         yield from grid(cell=GATED, **sizes, mode=BOTH, dtype=dtype)
 
 
-SUITES = {"quick": quick, "packed": packed, "grid": full_grid, "deepbench": deepbench, "shapes": shapes, "gpu": gpu}
+SUITES = {
+    "quick": quick,
+    "packed": packed,
+    "grid": full_grid,
+    "deepbench": deepbench,
+    "shapes": shapes,
+    "goals": goals,
+    "gpu": gpu,
+}
 
 
 def select(suite: str, device: str = "cpu", dtype: str | None = None, mode: str = "all") -> list[Problem]:
-    """The problems of a suite on a device. A dtype replaces that of the suite; only ``gpu`` has several of its own."""
+    """The problems of a suite on a device. A dtype replaces those of the suite."""
     problems = [dataclasses.replace(p, device=device, dtype=dtype or p.dtype) for p in SUITES[suite]()]
     return [p for p in dict.fromkeys(problems) if mode == "all" or p.mode == mode]

@@ -6,15 +6,16 @@ drifts together, so a ratio is taken of samples of the same round.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 ROUNDS = 30  # the most samples a side
-MIN_ROUNDS = 5  # taken even when they outlast the budget, unless they would take PATIENCE times as long
+LEAST_ROUNDS = 5  # taken even when they outlast the budget, unless they would take PATIENCE times as long
 PATIENCE = 5
 LONG_CALL = 0.05  # seconds; longer calls need no untimed call before each sample
 
@@ -43,17 +44,27 @@ def cuda_seconds(function: Callable[[], None]) -> float:
     return start.elapsed_time(stop) / 1e3
 
 
+def nothing(side: str) -> None:
+    """What ``interleave`` tells of the side that it turns to, by default to nobody."""
+
+
 def interleave(
-    sides: dict[str, Callable[[int], object]], *, device: str = "cpu", budget: float = 2.0, rounds: int = ROUNDS
+    sides: dict[str, Callable[[int], object]],
+    *,
+    device: str = "cpu",
+    budget: float = 2.0,
+    rounds: int = ROUNDS,
+    least: int = LEAST_ROUNDS,
+    patience: float = PATIENCE,
+    turn_to: Callable[[str], None] = nothing,
 ) -> dict[str, Timed]:
-    """Rounds of one sample a side, until there are ``rounds``, or ``budget`` seconds have passed.
+    """Rounds of one sample a side, until there are ``rounds``, or ``budget`` seconds a side have passed.
 
     A side is a function of a running number, by which it rotates its inputs. A sample takes as many calls as fit the
     budget; it follows a call that is not timed, which wakes the side's threads and brings its weights into the cache.
+    ``turn_to`` hears the name of each side before it runs.
     """
     clock = cuda_seconds if torch.device(device).type == "cuda" else wall_seconds
-    timed: dict[str, Timed] = {}
-    is_long: dict[str, bool] = {}
     counter = 0
 
     def run(side: Callable[[int], object], calls: int) -> None:
@@ -62,32 +73,45 @@ def interleave(
             side(counter)
             counter += 1
 
-    for name, side in sides.items():
-        run(side, 1)
-        once = clock(lambda side=side: run(side, 1))
-        if once < LONG_CALL:  # the least of some: one that was disturbed would make the samples small
-            once = min(once, *(clock(lambda side=side: run(side, 1)) for _ in range(5)))
-        target = budget / (ROUNDS * len(sides))
-        timed[name] = Timed(calls=max(1, min(10_000, round(target / max(once, 1e-9)))))
-        is_long[name] = once >= LONG_CALL
+    def once(name: str) -> float:
+        turn_to(name)
+        run(sides[name], 1)
+        seconds = clock(lambda: run(sides[name], 1))
+        if seconds < LONG_CALL:  # the least of some: one that was disturbed would make the samples small
+            seconds = min(seconds, *(clock(lambda: run(sides[name], 1)) for _ in range(5)))
+        return seconds
 
+    def sample(name: str) -> float:
+        turn_to(name)
+        if not is_long[name]:
+            run(sides[name], 1)
+        calls = timed[name].calls
+        return clock(lambda: run(sides[name], calls)) / calls
+
+    seconds = {name: once(name) for name in sides}
+    target = budget / ROUNDS
+    timed = {name: Timed(calls=max(1, min(10_000, round(target / max(s, 1e-9))))) for name, s in seconds.items()}
+    is_long = {name: s >= LONG_CALL for name, s in seconds.items()}
+    names = list(sides)
+    with no_garbage_collection():
+        start = time.perf_counter()
+        for done in range(rounds):
+            over = (time.perf_counter() - start) / (budget * len(names))
+            if (done >= least and over > 1) or (done >= 2 and over > patience):
+                break
+            first = done % len(names)  # nobody is always the one that comes after the slowest
+            for name in names[first:] + names[:first]:
+                timed[name].samples.append(sample(name))
+    return timed
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        start = time.perf_counter()
-        names = list(sides)
-        for done in range(rounds):
-            over = (time.perf_counter() - start) / budget
-            if (done >= MIN_ROUNDS and over > 1) or (done >= 2 and over > PATIENCE):
-                break
-            first = done % len(names)  # nobody is always the one that comes after the slowest
-            for name in names[first:] + names[:first]:
-                if not is_long[name]:
-                    run(sides[name], 1)
-                one = timed[name]
-                one.samples.append(clock(lambda name=name, one=one: run(sides[name], one.calls)) / one.calls)
+        yield
     finally:
         if enabled:
             gc.enable()
-    return timed

@@ -9,6 +9,13 @@ An adapter is a module with
   does the problem's work on input ``i % len(data.inputs)``, and returns the tensors that ``check.expected`` lists.
   The runner calls it under ``torch.inference_mode()`` unless the problem is training.
   It raises ``Unsupported`` with the reason where the library cannot do the problem.
+
+and, where it needs them,
+
+- ``call.results(raw)``: turns what ``call`` returns into those tensors, for the check alone; a final state that the
+  library does not give is ``None``;
+- ``TOLERANCE``: the error that is allowed, of a library whose arithmetic is coarser than the problem's dtype;
+- ``ASK``: why it is measured only where ``--peers`` names it.
 """
 
 from __future__ import annotations
@@ -20,6 +27,13 @@ from types import ModuleType
 
 class Unsupported(Exception):
     """The library has no way to do this problem."""
+
+
+def refuse(library: str, refusals: dict[str, bool]) -> None:
+    """Raises ``Unsupported`` with the first reason that applies."""
+    for reason, applies in refusals.items():
+        if applies:
+            raise Unsupported(f"{library}: {reason}")
 
 
 def adapters() -> dict[str, ModuleType]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from suites import CLASSES, Data
 
-from . import Unsupported
+from . import refuse
 
 NAME = "onnxruntime"
 INSTALL = "pip install onnx onnxruntime"
@@ -29,7 +29,7 @@ def build(data: Data) -> Callable[[int], list[Tensor]]:
     import onnxruntime
 
     problem = data.problem
-    refusals = {
+    reasons = {
         "inference alone": problem.mode == "training",
         "float32 alone": problem.dtype != "float32",
         "measured on the CPU alone": problem.device != "cpu",
@@ -37,9 +37,7 @@ def build(data: Data) -> Callable[[int], list[Tensor]]:
         "no packed sequences": problem.packed,
         "no reset mask": problem.reset > 0,
     }
-    for reason, applies in refusals.items():
-        if applies:
-            raise Unsupported(f"onnxruntime: {reason}")
+    refuse(NAME, reasons)
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -1,0 +1,56 @@
+"""``torch.nn``'s layers (cuDNN) under CUDA graphs: every call replays a graph on an input that is copied into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from suites import Data
+
+from . import layer, refuse
+
+NAME = "torch CUDA graph"
+INSTALL = "pip install torch, its CUDA build"
+
+
+def load() -> None:
+    if not torch.backends.cuda.is_built():
+        raise ImportError("this torch is built without CUDA")
+
+
+def build(data: Data) -> Callable[[int], object]:
+    problem = data.problem
+    reasons = {
+        "on CUDA alone": torch.device(problem.device).type != "cuda",
+        "no packed sequences": problem.packed,  # their batch sizes lie on the CPU
+        "no reset mask": problem.reset > 0,
+    }
+    refuse(NAME, reasons)
+    if problem.mode == "training":
+        sample = torch.zeros_like(data.inputs[0], requires_grad=True)
+        return layer.training(torch.cuda.make_graphed_callables(data.layer, (sample,)), data)
+    return replay(data)
+
+
+def replay(data: Data) -> Callable[[int], list[Tensor]]:
+    inputs, x = data.inputs, data.inputs[0].clone()
+    state = data.state if len(data.state) > 1 else (data.state or (None,))[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # what is allocated once is allocated before the capture
+                data.layer(x, state)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            results = layer.flat(*data.layer(x, state))
+
+    def call(i: int) -> list[Tensor]:
+        x.copy_(inputs[i % len(inputs)])
+        graph.replay()
+        return results
+
+    return call

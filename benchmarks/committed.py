@@ -1,0 +1,69 @@
+"""The results that lie in ``benchmarks/results``: what README and GOALS.md are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from results import Results, Row, by_problem
+from suites import Problem
+
+FOLDER = Path(__file__).parent / "results"
+
+
+@dataclass
+class Run:
+    """One suite on one machine with one number of threads; files of the same code count as repeats of one run."""
+
+    results: Results
+    files: list[str]
+
+    @property
+    def suite(self) -> str:
+        return self.results.suite
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.results.environment.get("gpu") else "cpu"
+
+    @property
+    def threads(self) -> int:
+        return self.results.environment["threads"]
+
+    @property
+    def where(self) -> str:
+        facts = self.results.environment
+        return facts.get("gpu") or f"{facts['cpu']}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.suite}-{self.device}-{self.threads}"
+
+    def problems(self) -> Iterator[tuple[Problem, dict[str, list[Row]]]]:
+        for sides in by_problem(self.results.rows).values():
+            yield Problem(**next(iter(sides.values()))[0].problem), sides
+
+
+def merged(found: list[Results]) -> Results:
+    """All rows as repeats of one run."""
+    rows, offset = [], 0
+    for one in found:
+        rows += [replace(row, repeat=row.repeat + offset) for row in one.rows]
+        offset = 1 + max((row.repeat for row in rows), default=-1)
+    return replace(found[0], rows=rows, complete=all(one.complete for one in found))
+
+
+def runs(folder: Path = FOLDER) -> list[Run]:
+    """Of every suite, device and number of threads the newest code's."""
+    groups: dict[tuple, dict[str, list[tuple[Path, Results]]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        one = Results.load(path)
+        facts = one.environment
+        kind = (one.suite, facts.get("gpu") or facts["cpu"], facts["threads"])
+        groups.setdefault(kind, {}).setdefault(facts.get("code") or one.commit or "", []).append((path, one))
+    found = []
+    for versions in groups.values():
+        newest = max(versions.values(), key=lambda files: max(one.created for _, one in files))
+        found.append(Run(merged([one for _, one in newest]), [path.name for path, _ in newest]))
+    return sorted(found, key=lambda run: (run.device, run.suite, run.threads))

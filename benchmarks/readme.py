@@ -1,0 +1,173 @@
+"""README's figures, GOALS.md and the plots, all from the results that lie in ``benchmarks/results``.
+
+python benchmarks/readme.py            writes them
+python benchmarks/readme.py --check    names what is stale, and exits with 1 when something is
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import goals
+import plots
+from committed import FOLDER, Run, runs
+from report import digits
+from results import BETTER_OF, against_better, faster, samples
+from stats import spread
+from suites import Problem
+
+README = Path(__file__).parents[1] / "README.md"
+PLOTS = FOLDER / "plots"
+BEGIN, END = "<!-- figures: made by `make figures` -->", "<!-- end of figures -->"
+NAMES = {"onnxruntime": "ONNX Runtime"}
+
+
+def micro(rows: list, steps: int) -> str:
+    return digits(1e6 * spread(samples(rows))[0] / steps) if rows and samples(rows) else ""
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def short_name(problem: Problem) -> str:
+    return problem.name.replace(f" T {problem.steps}", "")
+
+
+def quick_table(run: Run) -> str:
+    peers = [peer for peer in BETTER_OF if any(samples(sides.get(peer, [])) for _, sides in run.problems())]
+    rows = []
+    for problem, sides in run.problems():
+        cells = [short_name(problem), micro(sides.get("rnnkern", []), problem.steps)]
+        for peer in peers:
+            ratio = faster(sides.get("rnnkern", []), sides.get(peer, []))
+            cells += [micro(sides.get(peer, []), problem.steps), digits(ratio.value) if ratio else ""]
+        rows.append(cells)
+    columns = [column for peer in peers for column in (NAMES.get(peer, peer), "×")]
+    return table(["problem", "rnnkern", *columns], rows)
+
+
+def packed_lines(run: Run) -> str:
+    """What packing costs torch, and what it costs us."""
+    lines = []
+    for problem, sides in run.problems():
+        ratio = faster(sides.get("rnnkern", []), sides.get("torch.nn", []))
+        padded = faster(sides.get("rnnkern padded", []), sides.get("rnnkern", []))
+        if not ratio or not padded:
+            continue
+        ours, theirs = (micro(sides[side], problem.steps) for side in ("rnnkern", "torch.nn"))
+        lines.append(
+            f"- {problem.name}: {ours} µs a step against {theirs} ({digits(ratio.value)}×); "
+            f"{padded.value / problem.useful:.2f} of our padded time × the useful fraction of its rows"
+        )
+    return "\n".join(lines)
+
+
+def summary(run: Run) -> str:
+    """One line a kind of work: the mean ratio against the better peer, the worst, and how many are slower."""
+    groups: dict[tuple[str, str, str], list] = {}
+    for problem, sides in run.problems():
+        if found := against_better(sides):
+            groups.setdefault((problem.mode, problem.cell.upper(), problem.dtype), []).append((found[0], problem))
+    rows = []
+    for (mode, cell, dtype), found in groups.items():
+        mean = statistics.geometric_mean(ratio.value for ratio, _ in found)
+        worst, problem = min(found, key=lambda one: one[0].value)
+        slower = sum(ratio.slower for ratio, _ in found)
+        worst_words = f"{worst.value:.2f} (H {problem.hidden} B {problem.batch})"
+        rows.append([f"{cell} {mode}, {dtype}", str(len(found)), f"{mean:.2f}", worst_words, str(slower)])
+    head = ["work", "problems", "× the better peer, geometric mean", "worst", "slower"]
+    return table(head, rows)
+
+
+def heading(run: Run) -> str:
+    facts, arguments = run.results.environment, run.results.arguments
+    count = len({row.repeat for row in run.results.rows})
+    loads = [one["load"] for one in run.results.sittings] or [facts["load"]]
+    return (
+        f"`{run.suite}`, {run.where}, torch {facts['torch']}, commit {(run.results.commit or 'unknown')[:10]}, "
+        f"{count} process{'es' if count > 1 else ''}, at most {arguments.get('samples')} samples each; load when they "
+        f"began {min(loads):.1f} to {max(loads):.1f}"
+    )
+
+
+def section(found: list[Run]) -> str:
+    """What stands between the two marks of README."""
+    parts = [
+        "µs a time step: the median; ×: how many times faster rnnkern is, the median over pairs of samples that were "
+        "taken right after each other; float32 and input size = H unless a row says otherwise, T 100. What each goal "
+        "asks and what was measured: [GOALS.md](benchmarks/GOALS.md)."
+    ]
+    if not any(run.device == "cuda" for run in found):
+        parts.append("No GPU figure yet.")
+    for run in found:
+        if run.suite == "quick":
+            parts += [f"{heading(run)}:", quick_table(run)]
+    for run in found:
+        if run.suite == "packed":
+            parts += [f"Packed training, where torch slices every step; {heading(run)}:", packed_lines(run)]
+    for run in found:
+        if run.suite in ("grid", "shapes", "deepbench", "gpu"):
+            parts += [f"{heading(run)} (slower: the 95 % interval of the ratio begins below 0.95):", summary(run)]
+            parts += [f"![{plot.kind}: {plot.title}](benchmarks/results/plots/{plot.name}.svg)" for plot in drawn(run)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def drawn(run: Run) -> list[plots.Plot]:
+    """Of float32 alone, lest there be a dozen; the HTML report has all."""
+    if run.suite not in ("grid", "gpu"):
+        return []
+    found = [plot for plot in plots.plots_of(run.results, run.name) if plot.points[0].problem.dtype == "float32"]
+    return [plot for plot in found if plot.kind == "ratios" or plot.points[0].problem.mode == "inference"]
+
+
+def parts_of(readme: str) -> tuple[str, str, str]:
+    """Before the figures, the figures, after them."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README.md must have one line {BEGIN} and one {END}")
+    before, rest = readme.split(BEGIN + "\n")
+    inside, after = rest.split(END)
+    return before, inside, after
+
+
+def stale(found: list[Run], readme: Path = README, goals_file: Path = goals.OUT, folder: Path = PLOTS) -> list[str]:
+    """Files that are not what the results make of them."""
+    wanted = {f"{plot.name}.svg": plot.digest for run in found for plot in drawn(run)}
+    names = [name for name, digest in wanted.items() if plots.digest_in(folder / name) != digest]
+    names += [path.name for path in folder.glob("*.svg") if path.name not in wanted]
+    if parts_of(readme.read_text(encoding="utf-8"))[1] != section(found):
+        names.append(readme.name)
+    if not goals_file.exists() or goals_file.read_text(encoding="utf-8") != goals.text(found):
+        names.append(goals_file.name)
+    return sorted(names)
+
+
+def write(found: list[Run]) -> None:
+    before, _, after = parts_of(README.read_text(encoding="utf-8"))
+    README.write_text(before + BEGIN + "\n" + section(found) + END + after, encoding="utf-8")
+    goals.OUT.write_text(goals.text(found), encoding="utf-8")
+    pictures = [plot for run in found for plot in drawn(run)]
+    for path in PLOTS.glob("*.svg"):
+        path.unlink()
+    if pictures:
+        plots.write(pictures, PLOTS, png=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args(arguments)
+    found = runs()
+    if args.check:
+        names = stale(found)
+        print(f"stale, run make figures: {', '.join(names)}" if names else "up to date")
+        return int(bool(names))
+    write(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

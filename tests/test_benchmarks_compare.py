@@ -1,0 +1,197 @@
+"""What tells one run from another: statistics, floors, and the comparison that guards against a slower release."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rich", reason="pip install '.[bench]'")
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import compare
+import floors
+import measure
+import run
+import stats
+from adapters import rnnkern_layer, torch_nn
+from results import Results, Row, faster
+from suites import Problem
+
+TINY = Problem("lstm", hidden=8, batch=2, steps=5)
+LIMITS = {
+    "threads": 1,
+    "caches": [
+        {"level": "L1", "bytes": 32 << 10, "gbs": 221.0},
+        {"level": "L2", "bytes": 1 << 20, "gbs": 118.0},
+        {"level": "L3", "bytes": 32 << 20, "gbs": 99.0},
+        {"level": "memory", "bytes": None, "gbs": 20.0},
+    ],
+    "fma_gflops": 117.0,
+    "gemm_gflops": {"float32": 110.0, "bfloat16": 220.0},
+}
+
+
+def results(ours, theirs, problem=TINY):
+    found = Results.start("test", {})
+    for side, samples in (("rnnkern", ours), ("torch.nn", theirs)):
+        status = "ok" if samples else "failed"
+        found.rows.append(Row(problem.as_dict(), side, status, samples=samples, message="" if samples else "broke"))
+    return found
+
+
+def saved(tmp_path, name, *arguments):
+    results(*arguments).save(tmp_path / name)
+    return str(tmp_path / name)
+
+
+STEADY = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01]
+
+
+def times(factor):
+    return [factor * sample for sample in STEADY]
+
+
+def test_statistics():
+    assert stats.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 2.0)
+    assert stats.paired_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 4.0]) == 2.0
+
+
+def test_the_interval_of_a_median_holds_it_and_narrows_with_more_samples():
+    few, many = stats.bootstrap(STEADY), stats.bootstrap(STEADY * 20)
+    assert few[0] < 1.0 < few[1] and few == stats.bootstrap(STEADY)
+    assert many[1] - many[0] < few[1] - few[0]
+
+
+def test_slower_is_said_of_thirty_pairs_from_three_processes():
+    groups = [(times(1.0), times(0.9))] * 3
+    short = stats.ratio(groups)
+    assert short.pairs == 24 and not short.enough
+    long = stats.ratio([(ours * 2, theirs * 2) for ours, theirs in groups])
+    assert long.pairs == 48 and long.processes == 3 and long.enough and long.slower
+    assert not stats.ratio([(ours * 2, ours * 2) for ours, _ in groups]).slower
+
+
+def test_pairs_are_of_one_process():
+    ours = [Row({}, "rnnkern", "ok", repeat=k, samples=[1.0 + k] * 3) for k in range(3)]
+    theirs = [Row({}, "peer", "ok", repeat=k, samples=[2.0 + 2 * k] * 3) for k in (2, 0)]
+    found = faster(ours, theirs)
+    assert (found.value, found.pairs, found.processes) == (2.0, 6, 2)
+
+
+def test_compare_is_silent_about_equal_runs(tmp_path, capsys):
+    before = saved(tmp_path, "a.json", times(1), times(2))
+    assert compare.main([before, before]) == 0
+    assert "0 of 2 changed beyond noise" in capsys.readouterr().out
+
+
+def test_compare_finds_a_regression_and_keeps_to_its_bound(tmp_path, capsys):
+    before, after = saved(tmp_path, "a.json", times(1), times(2)), saved(tmp_path, "b.json", times(1.2), times(2))
+    assert compare.main([before, after]) == 1
+    printed = capsys.readouterr().out
+    assert "1.20" in printed and "beside torch.nn" in printed
+    assert compare.main([before, after, "--bound", "1.3"]) == 0
+    assert compare.main([after, before]) == 0  # faster
+
+
+def test_compare_is_not_misled_by_a_machine_that_became_slower(tmp_path):
+    assert (
+        compare.main([saved(tmp_path, "a.json", times(1), times(2)), saved(tmp_path, "b.json", times(3), times(6))])
+        == 0
+    )
+
+
+def test_compare_reports_what_is_no_longer_measured(tmp_path, capsys):
+    before, after = saved(tmp_path, "a.json", times(1), times(2)), saved(tmp_path, "b.json", [], times(2))
+    assert compare.main([before, after]) == 1
+    assert "no longer measured: rnnkern, LSTM inference H 8 B 2 T 5: failed: broke" in capsys.readouterr().out
+
+
+def test_what_differs_between_processes_is_no_change(tmp_path, capsys):
+    """Of the same code: one process is always a tenth slower."""
+
+    def several(name, factors):
+        found = results(times(factors[0]), times(2))
+        for repeat, factor in enumerate(factors[1:], 1):
+            found.rows += [dataclasses.replace(row, repeat=repeat) for row in results(times(factor), times(2)).rows]
+        found.save(tmp_path / name)
+        return str(tmp_path / name)
+
+    before, same = several("a.json", [1.0, 1.1, 1.0]), several("b.json", [1.1, 1.1, 1.0])
+    assert compare.main([before, same]) == 0
+    printed = capsys.readouterr().out
+    assert "0 of 2 changed beyond noise" in printed and "fewer than" not in printed
+    assert compare.main([before, several("c.json", [1.3, 1.25, 1.3])]) == 1
+
+
+def test_compare_needs_something_in_common(tmp_path):
+    other = dataclasses.replace(TINY, hidden=16)
+    before, after = saved(tmp_path, "a.json", times(1), times(2)), saved(tmp_path, "b.json", times(1), times(2), other)
+    assert compare.main([before, after]) == 2
+
+
+def test_a_planted_slowdown_is_caught(tmp_path, monkeypatch):
+    """A sleep in the layer: measured, written, compared."""
+
+    def measured(name):
+        found = Results.start("test", {})
+        limits = measure.Limits(budget=0.05, rounds=6)
+        assert run.run_suite([TINY], {"rnnkern": rnnkern_layer, "torch.nn": torch_nn}, found, limits) == 0
+        found.save(tmp_path / name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(measure, "MOST_INPUTS", 4)
+    before = measured("before.json")
+    real = rnnkern_layer.build
+
+    def slow(data):
+        call = real(data)
+
+        def asleep(i):
+            time.sleep(0.002)
+            return call(i)
+
+        return asleep
+
+    monkeypatch.setattr(rnnkern_layer, "build", slow)
+    assert compare.main([before, measured("after.json"), "--bound", "1.5"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "microseconds"),
+    [  # the table of the machine with these limits
+        (Problem("lstm", 64, 1, 100), 0.7),
+        (Problem("lstm", 128, 1, 100), 3.3),
+        (Problem("lstm", 512, 1, 100), 60),
+        (Problem("gru", 512, 1, 100), 45),
+        (Problem("gru", 128, 16, 100, mode="training"), 81),
+        (Problem("lstm", 128, 16, 100, mode="training"), 108),
+    ],
+)
+def test_floors_are_those_of_the_weights_read_and_the_products(problem, microseconds):
+    found = 1e6 * floors.floor(problem, LIMITS) / problem.steps
+    assert found == pytest.approx(microseconds, rel=0.08)
+
+
+def test_padding_and_narrow_types_lower_a_floor_and_directions_double_it():
+    plain = Problem("lstm", 256, 16, 100)
+    least = floors.floor(plain, LIMITS)
+    assert floors.floor(dataclasses.replace(plain, packed=True), LIMITS) < least
+    assert floors.floor(dataclasses.replace(plain, dtype="bfloat16"), LIMITS) < least
+    assert floors.floor(dataclasses.replace(plain, bidirectional=True), LIMITS) == pytest.approx(2 * least)
+    assert floors.floor(plain, {}) is None and floors.floor(plain, {"missing": "no compiler"}) is None
+
+
+def test_the_limits_of_this_machine_are_measured():
+    found = floors.measure_limits("cpu", 1, seconds=0.002)
+    assert "missing" not in found, found
+    assert [cache["level"] for cache in found["caches"]][-1] == "memory"
+    assert all(cache["gbs"] > 0 for cache in found["caches"]) and found["fma_gflops"] > 0
+    assert 0 < floors.floor(TINY, found) < 1
+
+
+def test_without_a_compiler_there_are_no_floors(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = floors.measure_limits("cpu", 1)
+    assert "no-such-compiler" in found["missing"] and floors.floor(TINY, found) is None
