@@ -163,15 +163,18 @@ def test_the_precision_of_float32_follows_torchs_settings_for_rnns():
     for allowed in (True, False):
         with settings.flags(enabled=True, allow_tf32=allowed):  # the setting of every torch
             sweep = plan_on(H100, layer, x)["forward"]
-            assert (sweep["arithmetic"] == "tf32") == allowed
+            assert (sweep["arithmetic"] == "TF32") == allowed
             assert rnnkern.plan(layer, x)["strategy"] == "simd"
-    with settings.flags(enabled=True):  # restores what follows
+    before = settings.rnn.fp32_precision, settings.conv.fp32_precision
+    try:
         for precision in ("tf32", "ieee"):
             settings.rnn.fp32_precision = precision
             sweep = plan_on(H100, layer, x)["forward"]
-            assert (sweep["arithmetic"] == "tf32") == (precision == "tf32")
+            assert (sweep["arithmetic"] == "TF32") == (precision == "tf32")
         settings.conv.fp32_precision = "tf32"  # of another operator
-        assert plan_on(H100, layer, x)["forward"]["arithmetic"] != "tf32"
+        assert plan_on(H100, layer, x)["forward"]["arithmetic"] != "TF32"
+    finally:
+        settings.rnn.fp32_precision, settings.conv.fp32_precision = before
 
 
 def test_a_gpu_plan_says_what_is_missing():

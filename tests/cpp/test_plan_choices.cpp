@@ -114,14 +114,14 @@ void check_forcing() {
   SweepPlan const forced = plan_sweep(p, Sweep::forward, kH100, "stepwise");
   expect(forced.stepwise() && reason(forced, free.strategy) == "'stepwise' is forced", "stepwise is not forced",
          "force");
-  for (const char* name : {"stationary", "stationary:block", "stationary:cluster", "stationary:grid"}) {
+  for (std::string const name : {"stationary", "stationary:block", "stationary:cluster", "stationary:grid"}) {
     std::string error;
     try {
       plan_sweep(large, Sweep::backward, kH100, name);
     } catch (const Error& caught) {
       error = caught.message;
     }
-    expect(contains(error, "'" + std::string(name) + "'") && contains(error, "needs"), "'" + error + "'", name);
+    expect(contains(error, "'" + name + "'") && contains(error, "needs"), "'" + error + "'", name);
   }
 }
 
