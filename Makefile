@@ -32,6 +32,8 @@ build: $(VENV)/.stamp-test
 
 test: build
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure -j 2
+	@echo "The CUDA kernels on the emulator (every case: $(BUILD)/Testing/Temporary/LastTest.log):"
+	@grep -hE "cases, which cover|^stationary kernels" $(BUILD)/Testing/Temporary/LastTest.log
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: build $(VENV)/.stamp-bench
