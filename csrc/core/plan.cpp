@@ -86,7 +86,7 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   if (rows < threads) {
     if (long_steps) plan.split = Split::units;
   } else {
-    plan.split = Split::rows;
+    plan.split = p.steps > 1 ? Split::rows : Split::units;  // weights that are used once are read by one worker alone
   }
   if (plan.split != Split::none || input * p.rows * p.groups > 4e6) plan.workers = threads;
 }

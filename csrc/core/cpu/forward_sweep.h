@@ -168,7 +168,7 @@ class ForwardSweep {
   RNNKERN_INLINE void run_stage(const Panels& set, const T* weight, int first, int last, Finish finish) {
     if constexpr (std::is_same_v<Panels, PanelSet<packed_t<T>>>) {
       if (set.data) return run_panels(set, first, last, row_, live_, finish);
-      if (live_ > 0) run_unpacked(set, first, last, weight, row_[0], finish);
+      if (live_ > 0) run_unpacked(set, first, last, weight, row_, int(live_), finish);
     } else {
       if (first < last) run_quantized(set, first, last, row_, live_, finish);
     }

@@ -38,8 +38,8 @@ class PackedGemm {
 
   bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
 
-  // A single row: the panels would be used once.
-  bool unpacked() const { return keep_panels && m == 1 && b.transposed; }
+  // A few rows: the panels would be used once.
+  bool unpacked() const { return keep_panels && m <= kUnpackedRows && b.transposed; }
   int64_t panel_elements() const {
     return unpacked() ? 0 : panel_count() * kWidth * packed_steps<P>(keep_panels ? k : std::min(k, kDepth));
   }
@@ -138,12 +138,12 @@ class PackedGemm {
   }
 
   void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, int64_t k_0, int64_t depth, T* out) const {
-    alignas(64) C sums[kMaxAccumulators * V::lanes];
+    alignas(64) C sums[std::max(kMaxAccumulators, kUnpackedRows * kColumns) * V::lanes];
     const P* const panel = panel_at(p, k_0, depth);
     for (int64_t r = 0, count; r < rows; r += count) {
-      count = next_rows(rows - r, kTile);
+      count = unpacked() ? rows : next_rows(rows - r, kTile);
       if (unpacked()) {
-        multiply_unpacked(strip.row[0], p, k_0, depth, sums);
+        multiply_unpacked(strip, int(rows), p, k_0, depth, sums);
       } else {
         tile_table<P>.at[kColumns][count](panel, depth, strip.row + r, strip.stride, sums);
       }
@@ -153,13 +153,14 @@ class PackedGemm {
     }
   }
 
-  void multiply_unpacked(const Operand* row, int64_t p, int64_t k_0, int64_t depth, C* sums) const {
-    for (int j = 0; j < kColumns; ++j) {
-      int64_t const column = p * kWidth + j * V::lanes;
-      int const count = int(std::clamp<int64_t>(n - column, 0, V::lanes));
-      product_unpacked<P, T>([&](int lane) { return b.data + (column + lane) * b.stride + k_0; }, count, depth, row,
-                             sums + j * V::lanes);
-    }
+  void multiply_unpacked(const Strip& strip, int rows, int64_t p, int64_t k_0, int64_t depth, C* sums) const {
+    product_unpacked<P>(
+        [&](int j) {
+          int64_t const column = p * kWidth + j * V::lanes;
+          return WeightRows<T>{b.data + column * b.stride + k_0, b.stride,
+                               int(std::clamp<int64_t>(n - column, 0, V::lanes))};
+        },
+        kColumns, depth, strip.row, rows, sums);
   }
 
   void finish(T* base, int64_t row, int64_t p, int j, V sum, int64_t k_0, bool last) const {

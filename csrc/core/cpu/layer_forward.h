@@ -55,7 +55,7 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
-  bool const packed = !states || problem.rows > 1;
+  bool const packed = !states || problem.steps > 1 || problem.batch > kUnpackedRows;
   buffers.first = PanelSet<P>::make(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
                                     projection ? problem.proj_size : head, rows_together, packed);
   if (two_stage_gru)

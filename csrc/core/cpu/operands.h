@@ -92,6 +92,18 @@ RNNKERN_INLINE sums_t<P> load_steps(const T* row, int64_t s, int64_t depth) {
   }
 }
 
+// `lanes` steps that are all there.
+template <class P, class T>
+RNNKERN_INLINE sums_t<P> load_steps(const T* row) {
+  if constexpr (std::is_same_v<P, Pair>) {
+    sums_t<P> pairs;
+    std::memcpy(&pairs.v, row, sizeof pairs.v);
+    return pairs;
+  } else {
+    return load<sums_t<P>>(row);
+  }
+}
+
 // One step of `count` <= lanes columns, from rows of k that are contiguous in the columns.
 template <class P, class T, class Row>
 RNNKERN_INLINE sums_t<P> load_columns(Row row, int64_t s, int64_t depth, int count) {

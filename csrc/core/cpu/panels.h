@@ -102,23 +102,23 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, int first, int last, Row*
   }
 }
 
-// The same for a single row and weights that are not packed (see PanelSet::pack_forward).
+// The same for at most kUnpackedRows rows and weights that are not packed (see PanelSet::pack_forward).
 template <class P, class T, class Row, class Finish>
-RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, int first, int last, const T* weight, Row& row,
+RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, int first, int last, const T* weight, Row* rows, int count,
                                  Finish&& finish) {
   constexpr int lanes = sums_t<P>::lanes;
-  alignas(64) typename Packed<P>::Sum sums[kMaxColumns * lanes];
+  alignas(64) typename Packed<P>::Sum sums[kUnpackedRows * kMaxColumns * lanes];
+  const typename Packed<P>::Operand* operand[kUnpackedRows];
   for (int p = first; p < last; ++p) {
     Panel const& panel = set.panels[p];
+    for (int i = 0; i < count; ++i) operand[i] = rows[i].operand + panel.operand;
     for (int s = 0; s < panel.blocks; ++s) {
       int64_t const unit = panel.unit + s * lanes;
       int const units = std::min(lanes, panel.units - s * lanes);
-      for (int g = 0; g < set.gates; ++g) {
-        const T* const start = weight + (g * set.units + unit) * set.depth;
-        product_unpacked<P, T>([&](int lane) { return start + lane * set.depth; }, units, set.depth,
-                               row.operand + panel.operand, sums + g * lanes);
-      }
-      finish(row, panel, unit, units, sums);
+      product_unpacked<P>(
+          [&](int g) { return WeightRows<T>{weight + (g * set.units + unit) * set.depth, set.depth, units}; },
+          set.gates, set.depth, operand, count, sums);
+      for (int i = 0; i < count; ++i) finish(rows[i], panel, unit, units, sums + i * set.gates * lanes);
     }
   }
 }

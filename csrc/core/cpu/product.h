@@ -123,25 +123,80 @@ void pack_transposed(Row row, int count, int64_t depth, P* out, int64_t pitch) {
   }
 }
 
-// One row's product with such rows, unpacked: out[lane] = sum over k of a[k] * row(lane)[k]. For weights that are used
-// once packing would cost more than the product. The sums are those of the packed tile, in the same order.
-template <class P, class T, class Row>
-void product_unpacked(Row row, int count, int64_t depth, const typename Packed<P>::Operand* a,
-                      typename Packed<P>::Sum* out) {
-  constexpr int lanes = sums_t<P>::lanes;
-  sums_t<P> sum(0);
-  for (int64_t s = 0; s < packed_steps<P>(depth); s += lanes) {
-    sums_t<P> block[lanes];
-    load_transposed<P, T>(row, count, s, depth, block);
+// A few rows' product with weights that are used once, so that packing them would cost as much as the product:
+// out[r][c][lane] = sum over k of a[r][k] * weights(c)[lane][k]. Each of a weight row's sums is made in as many parts
+// as a vector has lanes: another order than the packed tile's, the same for any number of rows.
+constexpr int kUnpackedRows = 32;
+
+// `count` <= lanes rows that are contiguous in k.
+template <class T>
+struct WeightRows {
+  const T* first;
+  int64_t stride;
+  int count;
+};
+
+template <class P, int ROWS, class T>
+void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed<P>::Operand* const* a,
+              typename Packed<P>::Sum* out, int64_t pitch) {
+  using V = sums_t<P>;
+  using Operand = typename Packed<P>::Operand;
+  constexpr int lanes = V::lanes, together = lanes / ROWS, step = lanes * Packed<P>::together;
+  for (int first = 0; first < weights.count; first += together) {
+    V sum[lanes];
+    const T* row[together];
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i)
-      if (s + i < depth / Packed<P>::together) sum = multiply_add<P>(sum, broadcast<P>(a, s + i), block[i]);
-    if constexpr (Packed<P>::together > 1) {
-      int64_t const last = depth / 2;
-      if (depth % 2 == 1 && last < s + lanes) sum = multiply_add<P>(sum, broadcast_half(a, last), block[last - s]);
+    for (int i = 0; i < lanes; ++i) sum[i] = V(0);
+#pragma GCC unroll 16
+    for (int j = 0; j < together; ++j) row[j] = weights.first + std::min(first + j, weights.count - 1) * weights.stride;
+    auto const add = [&](auto load_w, auto load_a) __attribute__((always_inline)) {
+      V x[ROWS];
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) x[r] = load_a(a[r]);
+#pragma GCC unroll 16
+      for (int j = 0; j < together; ++j) {
+        V const w = load_w(row[j]);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) sum[r * together + j] = multiply_add<P>(sum[r * together + j], x[r], w);
+      }
+    };
+    int64_t k = 0;
+    for (; k + step <= depth; k += step)
+      add([&](const T* w) { return load_steps<P>(w + k); }, [&](const Operand* x) { return load_steps<P>(x + k); });
+    int64_t const s = k / Packed<P>::together;
+    if (k < depth)
+      add([&](const T* w) { return load_steps<P>(w, s, depth); },
+          [&](const Operand* x) { return load_steps<P>(x, s, depth); });
+    transpose(sum, std::make_index_sequence<lanes>{});
+#pragma GCC unroll 4
+    for (int half = lanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+      std::memcpy(out + r * pitch + first, reinterpret_cast<const char*>(&sum[0].v) + r * together * sizeof(*out),
+                  together * sizeof(*out));
+  }
+}
+
+template <class P, class Weights>
+void product_unpacked(Weights weights, int columns, int64_t depth, const typename Packed<P>::Operand* const* a,
+                      int rows, typename Packed<P>::Sum* out) {
+  constexpr int lanes = sums_t<P>::lanes;
+  for (int c = 0; c < columns; ++c) {
+    auto const now = weights(c);
+    int64_t const pitch = columns * lanes;
+    for (int r = 0; r < rows;) {
+      auto* const to = out + r * pitch + c * lanes;
+      if (lanes >= 4 && rows - r >= 4) {
+        dot_tile<P, std::min(lanes, 4)>(now, depth, a + r, to, pitch), r += 4;
+      } else if (rows - r >= 2) {
+        dot_tile<P, 2>(now, depth, a + r, to, pitch), r += 2;
+      } else {
+        dot_tile<P, 1>(now, depth, a + r, to, pitch), r += 1;
+      }
     }
   }
-  store(out, sum);
 }
 
 // A panel's column from rows that are contiguous in the lanes: out[step][lane] holds row(k)[lane].
