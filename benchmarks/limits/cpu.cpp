@@ -42,7 +42,8 @@ extern "C" float multiply_add(size_t repeats) {
   Vector factor = {}, term = {};
   factor += 0.5f;
   term += 1.0f;
-  asm volatile("" : "+x"(factor), "+x"(term));  // unknown to the compiler
+  asm volatile("" : "+x"(factor), "+x"(term));            // unknown to the compiler,
+  for (Vector& sum : sums) asm volatile("" : "+x"(sum));  // and so are the chains, or it finds some to be the same
   for (size_t repeat = 0; repeat < repeats; ++repeat)
     for (int k = 0; k < kChains; ++k) sums[k] = sums[k] * factor + term;
   return sum_of(sums);

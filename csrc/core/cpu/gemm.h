@@ -115,10 +115,13 @@ class PackedGemm {
     if (a.transposed) {  // [steps][kStrip], whole vectors at a time
       strip.stride = kStrip;
       for (int64_t s = 0; s < packed_steps<P>(depth); ++s)
-        for (int64_t r = 0; r < rows; r += V::lanes)
+        for (int64_t r = 0; r < rows; r += V::lanes) {
+          __builtin_prefetch(a.data + (k_0 + (s + 8) * Packed<P>::together) * a.stride + first +
+                             r);  // rows lie far apart
           store_packed(strip.copy + s * kStrip + r,
                        load_columns<P, T>([&](int64_t i) { return a.data + (k_0 + i) * a.stride + first + r; }, s,
                                           depth, int(std::min<int64_t>(V::lanes, rows - r))));
+        }
       for (int64_t r = 0; r < rows; ++r) strip.row[r] = reinterpret_cast<const Operand*>(strip.copy + r);
       return;
     }

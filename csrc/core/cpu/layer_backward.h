@@ -123,15 +123,25 @@ int gradient_products(const Problem& problem, const Group& group, const GroupGra
 template <class T>
 void sum_rows(const T* from, int64_t stride, int64_t rows, int64_t first, int64_t last, T* to) {
   using V = Vec<compute_t<T>>;
-  for (int64_t j = first; j < last; j += V::lanes) {
-    int const n = int(std::min<int64_t>(V::lanes, last - j));
-    V sum(compute_t<T>(0));
-    for (int64_t r = 0; r < rows; r += 256) {
-      V part(compute_t<T>(0));
-      for (int64_t i = r; i < std::min(rows, r + 256); ++i) part = part + load<V>(from + i * stride + j, n);
-      sum = sum + part;
+  constexpr int kWide = 4;  // vectors at a time: whole cache lines, several of them
+  for (int64_t j = first; j < last; j += kWide * V::lanes) {
+    V sum[kWide];
+    int n[kWide];
+    for (int v = 0; v < kWide; ++v) {
+      sum[v] = V(compute_t<T>(0));
+      n[v] = int(std::clamp<int64_t>(last - j - v * V::lanes, 0, V::lanes));
     }
-    store(to + j, sum, n);
+    for (int64_t r = 0; r < rows; r += 256) {
+      V part[kWide];
+      for (V& p : part) p = V(compute_t<T>(0));
+      for (int64_t i = r; i < std::min(rows, r + 256); ++i) {
+        const T* const row = from + i * stride + j;
+        __builtin_prefetch(row + 8 * stride);
+        for (int v = 0; v < kWide; ++v) part[v] = part[v] + load<V>(row + v * V::lanes, n[v]);
+      }
+      for (int v = 0; v < kWide; ++v) sum[v] = sum[v] + part[v];
+    }
+    for (int v = 0; v < kWide; ++v) store(to + j + v * V::lanes, sum[v], n[v]);
   }
 }
 
@@ -146,12 +156,13 @@ void sum_biases(const Problem& problem, const GroupGradients& gradients, const B
     auto* const d_b_hh = static_cast<T*>(gradients.d_b_hh);
     if (d_b_ih) sum_rows(buffers.d_gates, buffers.d_gates_stride, problem.rows, first, last, d_b_ih);
     if (!d_b_hh) continue;
-    if (!Cell::split_gate) {
-      sum_rows(buffers.d_gates, buffers.d_gates_stride, problem.rows, first, last, d_b_hh);
-      continue;
+    int64_t const shared = Cell::split_gate ? std::min(last, split) : last;  // columns in which the two are the same
+    if (d_b_ih) {
+      for (int64_t j = first; j < shared; ++j) d_b_hh[j] = d_b_ih[j];
+    } else {
+      sum_rows(buffers.d_gates, buffers.d_gates_stride, problem.rows, first, shared, d_b_hh);
     }
-    sum_rows(buffers.d_gates, buffers.d_gates_stride, problem.rows, first, std::min(last, split), d_b_hh);
-    if (last > split)
+    if (Cell::split_gate && last > split)
       sum_rows(buffers.d_split, buffers.d_split_stride, problem.rows, std::max(first, split) - split, last - split,
                d_b_hh + split);
   }
