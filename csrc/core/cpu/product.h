@@ -142,7 +142,11 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
   using V = sums_t<P>;
   using Operand = typename Packed<P>::Operand;
   constexpr int lanes = V::lanes, together = lanes / ROWS, step = lanes * Packed<P>::together;
-  for (int first = 0; first < weights.count; first += together) {
+  for (int first = 0; first < lanes; first += together) {
+    if (first >= weights.count) {
+      for (int r = 0; r < ROWS; ++r) std::memset(out + r * pitch + first, 0, together * sizeof(*out));
+      continue;
+    }
     V sum[lanes];
     const T* row[together];
 #pragma GCC unroll 16

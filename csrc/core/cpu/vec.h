@@ -83,7 +83,8 @@ RNNKERN_INLINE V widen(Half16 h, BFloat16) {
   return from_bits<V>(__builtin_convertvector(h, typename V::Bits) << 16);
 }
 RNNKERN_INLINE Half16 narrow(Vec<float> a, BFloat16) {
-  auto const b = bits(a);
+  typedef uint32_t Unsigned __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));  // a NaN's bits may overflow
+  auto const b = (Unsigned)bits(a);
   auto const rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
   auto const quiet = (b >> 16) | 0x40;
   return __builtin_convertvector(a.v == a.v ? rounded : quiet, Half16);
