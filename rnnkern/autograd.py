@@ -24,6 +24,7 @@ from rnnkern import batching, ops, reference
 from rnnkern.ops import WEIGHTS, Options, Tensors
 from rnnkern.torch_private import (
     below_autograd,
+    derivatives_active,
     dual_level,
     forward_mode_enabled,
     set_forward_mode,
@@ -62,7 +63,7 @@ def layer(
         options = Options(zoneout, cell, bidirectional, heads, False, differentiable, recompute, want_cells)
         results: tuple[Tensor, ...] = ops.forward(options, tensors)
     else:
-        save = differentiable or transforms_active()
+        save = differentiable or derivatives_active()  # vmap alone: its rule sees whether a gradient is needed
         options = Options(zoneout, cell, bidirectional, heads, False, save, recompute, want_cells)
         results = _forward(options, tensors, differentiable)
     y, h_n, c_n, cells, _ = results
@@ -81,22 +82,36 @@ def _needs_gradient(tensors: Tensors) -> bool:
 
 def _forward(options: Options, tensors: Tensors, differentiable: bool) -> tuple[Tensor, ...]:
     """The forward operator in the form that suits who is differentiating."""
+    if differentiable and not options.save:
+        options = options._replace(save=True)
     if transforms_active():
-        return LayerForwardFunctional.apply(options, *tensors)
+        return LayerForwardFunctional.apply(Constant(options), *tensors)
     if differentiable or (dual_level() and forward_mode_enabled()):
         return LayerForward.apply(options, *tensors)
     with below_autograd():
         return ops.forward(options, tensors)
 
 
-def _backward(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+def _backward(
+    options: Options, needs: Sequence[bool], *tensors: Tensor | None, per_sample: bool = False
+) -> tuple[Tensor, ...]:
     """The backward operator likewise; `tensors`: `d_y, d_h_n, d_c_n, d_cells, y, cells, gates`, then forward's."""
     if transforms_active():
-        return LayerBackwardFunctional.apply(options, needs, *tensors)
-    if _needs_gradient(tensors) or (dual_level() and forward_mode_enabled()):
-        return LayerBackward.apply(options, needs, *tensors)
-    with below_autograd():
-        return ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
+        function = _backward_functional
+    elif _needs_gradient(tensors) or (dual_level() and forward_mode_enabled()):
+        function = LayerBackward.apply
+    else:
+        with below_autograd():
+            return ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:], per_sample)
+    if not per_sample:
+        return function(options, needs, *tensors)
+    members = batching.members_of_one(tensors, batching.BACKWARD)
+    gradients = function(options._replace(ensemble=True), needs, *members)
+    return batching.batch_of_members(gradients, needs)
+
+
+def _backward_functional(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    return LayerBackwardFunctional.apply(Constant(options), Constant(needs), *tensors)
 
 
 class LayerForward(torch.autograd.Function):
@@ -289,25 +304,35 @@ def _dense(gradients: Tensors, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
 # --- under transforms of torch.func ---------------------------------------------------------------------------------
 
 
+class Constant:
+    """One leaf to `torch.func`, which takes tuples apart several times a call."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
 class LayerForwardFunctional(torch.autograd.Function):
     """`LayerForward` for `torch.func`."""
 
     @staticmethod
-    def forward(options: Options, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(options: Constant, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with below_autograd():
-            return ops.forward(options, tensors)
+            return ops.forward(options.value, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         options, *tensors = inputs
-        _keep_for_backward(ctx, options, tensors, output)
+        _keep_for_backward(ctx, options.value, tensors, output)
         ctx.save_for_forward(*tensors)
 
     backward = LayerForward.backward
     jvp = LayerForward.jvp
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], options: Options, *tensors: Tensor | None) -> tuple[Any, Any]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], constant: Constant, *tensors: Tensor | None) -> tuple[Any, Any]:
+        options: Options = constant.value
         dims = in_dims[1:]
         batching.check_batch_sizes(dims[5])
         there = ops.present(options)
@@ -324,14 +349,14 @@ class LayerBackwardFunctional(torch.autograd.Function):
     """`LayerBackward` for `torch.func`."""
 
     @staticmethod
-    def forward(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(options: Constant, needs: Constant, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with below_autograd():
-            return ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
+            return ops.backward(options.value, needs.value, tensors[:4], tensors[4:7], tensors[7:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         options, needs, *tensors = inputs
-        _keep_for_double_backward(ctx, options, needs, tensors, output)
+        _keep_for_double_backward(ctx, options.value, needs.value, tensors, output)
         ctx.save_for_forward(*tensors[:4], *tensors[7:])
 
     backward = LayerBackward.backward
@@ -339,15 +364,24 @@ class LayerBackwardFunctional(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], options: Options, needs: Sequence[bool], *tensors: Tensor | None
+        info: Any, in_dims: tuple[Any, ...], constant: Constant, constant_needs: Constant, *tensors: Tensor | None
     ) -> tuple[Any, Any]:
+        options: Options = constant.value
+        needs: Sequence[bool] = constant_needs.value
         dims = in_dims[2:]
         batching.check_batch_sizes(dims[7 + 5])
-        # A folded batch would sum the gradients of shared weights over the vmapped dimension.
-        if batching.foldable(options, tensors[7:], dims[7:]) and not any(needs[3:]):
-            batch_dims = (*batching.RESULTS, *batching.KEPT, *batching.TENSORS)
-            gradients = _backward(options, needs, *batching.fold(tensors, dims, batch_dims, info.batch_size))
-            return batching.unfold(gradients, needs, (1,) * len(needs), info.batch_size)
+        # A folded batch would sum the gradients of shared weights over the vmapped dimension, unless every sample of
+        # the batch has its own.
+        of_weights = any(needs[3:])
+        h_0 = tensors[7 + 1]
+        assert h_0 is not None
+        if batching.foldable(options, tensors[7:], dims[7:]) and (
+            not of_weights or batching.is_one_sample(h_0, dims[7 + 1])
+        ):
+            batch = batching.fold(tensors, dims, batching.BACKWARD, info.batch_size)
+            gradients = _backward(options, needs, *batch, per_sample=of_weights)
+            states, there = batching.unfold(gradients[:3], needs[:3], (1, 1, 1), info.batch_size)
+            return (*states, *gradients[3:]), (*there, *(0 if need else None for need in needs[3:]))
         members = batching.stack(tensors, dims, options.ensemble, info.batch_size, keep=7 + 5)
         gradients = _backward(options._replace(ensemble=True), needs, *members)
         return batching.unstack(gradients, needs, options.ensemble, info.batch_size)
@@ -359,18 +393,16 @@ class LayerBackwardFunctional(torch.autograd.Function):
 def _forward_kernel(x, weights, *arguments):
     tensors = (x, *arguments[: WEIGHTS - 1], *weights)
     options = Options(*arguments[WEIGHTS - 1 :])
-    differentiable = _needs_gradient(tensors)
-    if differentiable:
-        options = options._replace(save=True)
-    return _forward(options, tensors, differentiable)
+    return _forward(options, tensors, _needs_gradient(tensors))
 
 
-def _backward_kernel(d_y, d_h_n, d_c_n, d_cells, x, weights, *arguments):
+def _backward_kernel(d_y, d_h_n, d_c_n, d_cells, x, weights, *arguments, per_sample=False):
     *rest, recompute, y, cells, gates, needs = arguments
     tensors = (x, *rest[: WEIGHTS - 1], *weights)
     options = Options._make((*rest[WEIGHTS - 1 :], True, recompute, False))
+    y, cells, gates = (None if t.dim() == 1 else t for t in (y, cells, gates))  # empty: not there
     d_x, d_h_0, d_c_0, *d_weights = _backward(
-        options, tuple(needs), d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors
+        options, tuple(needs), d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors, per_sample=per_sample
     )
     return d_x, d_h_0, d_c_0, d_weights
 

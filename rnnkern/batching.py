@@ -20,6 +20,7 @@ from rnnkern.torch_private import older_vmap_batched, older_vmap_enter, older_vm
 TENSORS = (1, 1, 1, 0, 1, None, 1, 2, 2)
 RESULTS = (1, 1, 1, 2)
 KEPT = (1, 2, 2)
+BACKWARD = (*RESULTS, *KEPT, *TENSORS)  # of all that backward is given: the results' gradients first
 
 
 def check_batch_sizes(dim: int | None) -> None:
@@ -38,6 +39,14 @@ def _leading(tensor: Tensor, dim: int | None, to: int, size: int) -> Tensor:
     if dim is not None:
         return tensor.movedim(dim, to)
     return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
+
+
+def is_one_sample(h_0: Tensor, dim: int | None) -> bool:
+    """Whether the batch is one sample, apart from the vmapped dimension: of `h_0 [D, B, R]`."""
+    shape = list(h_0.shape)
+    if dim is not None:
+        del shape[dim]
+    return shape[1] == 1
 
 
 def fold(
@@ -81,6 +90,22 @@ def unstack(
             r.unflatten(0, (size, r.shape[0] // size)) if known else r for r, known in zip(results, there, strict=True)
         ]
     return tuple(results), dims
+
+
+def members_of_one(tensors: Tensors, batch_dims: Sequence[int | None]) -> list[Tensor | None]:
+    """A batch with shared weights as an ensemble: each sample a member, whose batch is that sample alone."""
+    batch_dims = (*batch_dims, *(None,) * (len(tensors) - len(batch_dims)))
+    size = next(t.shape[d] for t, d in zip(tensors, batch_dims, strict=True) if t is not None and d is not None)
+    return [
+        t if t is None else _leading(t, None, 0, size) if d is None else t.unsqueeze(d + 1).movedim(d, 0)
+        for t, d in zip(tensors, batch_dims, strict=True)
+    ]
+
+
+def batch_of_members(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Of `members_of_one`, gradients of `(x, h_0, c_0)` as a batch's, of the weights as each sample's."""
+    states = (g.movedim(0, 1).flatten(1, 2) if need else g for g, need in zip(gradients[:3], needs[:3], strict=True))
+    return *states, *gradients[3:]
 
 
 # --- torch's older vmap -----------------------------------------------------------------------------------------------

@@ -48,17 +48,20 @@ def backward(
     d_outputs: Tensors,
     kept: Tensors,
     tensors: Tensors,
+    per_sample: bool = False,
 ) -> tuple[Tensor, ...]:
     """Gradients of `(x, h_0, c_0, *weights)`, empty where `needs` is false.
 
     Args:
         d_outputs: gradients of `(y, h_n, c_n, cells)`, None where zero.
         kept: `(y, cells, gates)` of the forward call, None where nothing reads them.
+        per_sample: the gradients of the weights are those of each sample of the batch, `[B, ...]`.
     """
     x = tensors[0]
     d_x, d_h_0, d_c_0, d_weights = layer_backward(
         *d_outputs, x, tensors[WEIGHTS:], *tensors[1:WEIGHTS], *options[:5], options.recompute,
         *(x.new_empty(0) if tensor is None else tensor for tensor in kept), needs,
+        per_sample=per_sample,
     )  # fmt: skip
     return d_x, d_h_0, d_c_0, *d_weights
 
@@ -97,9 +100,11 @@ def _layer_forward_fake(
 @torch.library.register_fake("rnnkern::layer_backward")
 def _layer_backward_fake(
     d_y, d_h_n, d_c_n, d_cells, x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h,
-    zoneout_c, zoneout, cell, bidirectional, heads, ensemble, recompute, y, cells, gates, needs,
+    zoneout_c, zoneout, cell, bidirectional, heads, ensemble, recompute, y, cells, gates, needs, *, per_sample=False,
 ):  # fmt: skip
+    each = (h_0.shape[1],) if per_sample else ()
+    shapes = [*(None if t is None else t.shape for t in (x, h_0, c_0)), *((*each, *w.shape) for w in weights)]
     d_x, d_h_0, d_c_0, *d_weights = (
-        x.new_empty(tensor.shape if need else [0]) for tensor, need in zip((x, h_0, c_0, *weights), needs, strict=True)
+        x.new_empty(shape if need else [0]) for shape, need in zip(shapes, needs, strict=True)
     )
     return d_x, d_h_0, d_c_0, d_weights

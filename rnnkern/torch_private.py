@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 from torch.nn.modules import module
 
@@ -28,6 +29,13 @@ GLOBAL_HOOKS: tuple[Mapping[int, Any], ...] = (
     module._global_backward_hooks,
     module._global_backward_pre_hooks,
 )
+
+
+def derivatives_active() -> bool:
+    """Whether a transform of torch.func other than vmap is."""
+    return transforms_active() and any(
+        level.key() != TransformType.Vmap for level in torch._C._functorch.get_interpreter_stack()
+    )
 
 
 def dual_level() -> bool:

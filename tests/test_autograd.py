@@ -163,6 +163,19 @@ def test_opcheck_of_an_ensemble(cell, schedule, device):
     torch.library.opcheck(ops.layer_backward, (*d_outputs, *arguments[:15], False, y, cells, gates, needs))
 
 
+@pytest.mark.parametrize(("cell", "schedule"), [("lstm", "plain"), ("rnn_tanh", "lengths+reset")])
+def test_opcheck_of_per_sample_gradients(cell, schedule, device):
+    one = tiny(cell, schedule, device=device, steps=2).requiring_gradients()
+    arguments = operator_arguments(one)
+    with torch.no_grad():
+        *outputs, gates = ops.layer_forward(*arguments)
+    y, _, _, cells = outputs
+    d_outputs = [torch.randn_like(out).requires_grad_() if out.numel() else None for out in outputs]
+    needs = [True, True, cell == "lstm", *[True] * len(arguments[1])]
+    call = (*d_outputs, *arguments[:15], False, y, cells, gates, needs)
+    torch.library.opcheck(ops.layer_backward, call, {"per_sample": True})
+
+
 @two_cells
 def test_opcheck_backward_of_some_results_to_some_inputs(cell, device):
     one = tiny(cell, device=device, steps=2)

@@ -18,9 +18,9 @@ def stacked(results):
     return [torch.stack(tensors) for tensors in zip(*map(tensors_of, results), strict=True)]
 
 
-def ensemble(name, device, members=3, **options):
+def ensemble(name, device, members=3, sizes=(5, 8), **options):
     """`(layers, function of their stacked parameters, those parameters)`."""
-    layers = [getattr(rnnkern, name)(5, 8, **options, dtype=torch.float64, device=device) for _ in range(members)]
+    layers = [getattr(rnnkern, name)(*sizes, **options, dtype=torch.float64, device=device) for _ in range(members)]
     parameters, buffers = stack_module_state(layers)
     shape = copy.deepcopy(layers[0]).to("meta")
     return layers, lambda values, *call: functional_call(shape, (values, buffers), call), parameters
@@ -88,6 +88,31 @@ def test_a_training_step_of_an_ensemble_is_each_members_own(name, device):
             assert_close(parameters[key][n] - 0.1 * gradients[key][n], parameter - 0.1 * parameter.grad)
 
 
+@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"bidirectional": True}], ids=str)
+@every_layer
+def test_members_share_threads_and_memory_and_nothing_else(name, options, threads):
+    layers, function, parameters = ensemble(name, "cpu", members=6, sizes=(40, 48), **options)
+    x, lengths = padded(steps=12, size=40), torch.tensor([12, 3, 0, 7])  # work enough for several threads
+    x.requires_grad_()
+
+    def of_one(values, lengths):
+        return functional_call(layers[0], values, (x,), {"lengths": lengths})[0]
+
+    of_each = torch.stack([lengths.roll(n) for n in range(6)])
+    alone = torch.stack([layer(x, lengths=lengths)[0] for layer, lengths in zip(layers, of_each, strict=True)])
+    d_y = torch.randn_like(alone)
+    leaves = [x, *(weight for layer in layers for weight in layer.parameters())]
+    d_x, *d_weights = torch.autograd.grad(alone, leaves, d_y)
+    count = len(parameters)
+    d_weights = [torch.stack(d_weights[k::count]) for k in range(count)]
+    for workers in (1, 2, 3, 4):
+        threads(workers)
+        found = vmap(of_one)(parameters, of_each)
+        assert_close(found, alone)
+        gradients = torch.autograd.grad(found, [x, *parameters.values()], d_y)
+        assert_close(gradients, [d_x, *d_weights], gradient=True)
+
+
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
 def test_an_ensemble_of_cells_is_one_operator_call(name, device):
     cells, function, parameters = ensemble(name, device)
@@ -114,6 +139,7 @@ def test_per_sample_gradients_are_one_operator_call_each_way(name, device):
     with OperatorCalls() as operators:
         found = vmap(grad(loss), (None, 1))(parameters, x)
     assert operators.names == ["layer_forward", "layer_backward"]
+    assert not any(given["ensemble"] for _, given in operators.calls)  # shared weights are packed and multiplied once
     for b in range(4):
         with without_cudnn():
             value = theirs(x[:, b])[0].square().sum()
@@ -127,6 +153,56 @@ def test_per_sample_gradients_are_one_operator_call_each_way(name, device):
     for b in range(4):
         alone = grad(scheduled)(parameters, x[:, b], lengths[b], reset_mask[:, b])
         assert_close([found[key][b] for key in parameters], list(alone.values()), gradient=True)
+
+
+OPTIONS = [{"bias": False}, {"heads": 2}, {"bidirectional": True}, {"recompute": True}]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: next(iter(option)))
+@every_layer
+def test_per_sample_gradients_of_every_kind_of_layer(name, option, device):
+    projection = {"proj_size": 4} if name == "LSTM" and "heads" not in option else {}
+    layer = getattr(rnnkern, name)(5, 8, 2, **option, **projection, dtype=torch.float64, device=device)
+    x = padded(device=device)
+    hx = states(layer, 4, device=device)
+    parameters = {key: value.detach() for key, value in layer.named_parameters()}
+
+    def loss(values, x, *hx):
+        return functional_call(layer, values, (x, hx if name == "LSTM" else hx[0]))[0].square().sum()
+
+    hx = hx if name == "LSTM" else (hx,)
+    everything = tuple(range(2 + len(hx)))
+    found = vmap(grad(loss, everything), (None, 1, *(1 for _ in hx)))(parameters, x, *hx)
+    for b in range(4):
+        alone = grad(loss, everything)(parameters, x[:, b], *(h[:, b] for h in hx))
+        assert_close(
+            [*(found[0][key][b] for key in parameters), *(value[b] for value in found[1:])],
+            [*alone[0].values(), *alone[1:]],
+            gradient=True,
+        )
+
+
+@every_layer
+def test_per_sample_gradients_are_differentiable(name, device):
+    layer = getattr(rnnkern, name)(2, 3, dtype=torch.float64, device=device)
+    x = padded(device=device, steps=3, batch=2, size=2)
+    parameters = {key: value.detach() for key, value in layer.named_parameters()}
+
+    def loss(values, x):
+        return functional_call(layer, values, (x,))[0].square().sum()
+
+    def penalty(values, x):  # of the norm of each sample's gradient
+        return sum(g.square().sum() for g in vmap(grad(loss), (None, 1))(values, x).values())
+
+    def slowly(values, x):
+        gradients = [grad(loss)(values, x[:, b]) for b in range(2)]
+        return sum(g.square().sum() for each in gradients for g in each.values())
+
+    expected = grad(slowly, (0, 1))(parameters, x)
+    found = grad(penalty, (0, 1))(parameters, x)
+    assert_close([*found[0].values(), found[1]], [*expected[0].values(), expected[1]], gradient=True)
+    x.requires_grad_()
+    assert_close(torch.autograd.grad(penalty(parameters, x), x)[0], expected[1], gradient=True)
 
 
 # --- derivatives of a module ------------------------------------------------------------------------------------------

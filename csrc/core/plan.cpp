@@ -93,13 +93,14 @@ void share_work(const Problem& p, int threads, Plan& plan) {
 
 constexpr size_t kKnownPlans = 256;
 
-size_t scratch_bytes(const Problem& p) {
+size_t scratch_bytes(const Problem& p, const Plan& plan) {
   size_t const compute = p.dtype == Dtype::float64 ? 8 : 4, storage = size_of(p.dtype);
   size_t const weights = p.int8 ? 0 : size_t(recurrent_work(p)) * compute;  // those in int8 are read where they lie
   size_t const bytes = p.int8 ? size_t(p.rows) * p.input_size : 0;
   size_t const gates = p.save && !p.recompute ? 0 : size_t(p.rows) * p.gate_size() * storage;
   size_t const states = size_t(p.batch) * (p.hidden_size + p.state_size()) * 2 * compute;
-  return (weights + gates + states + bytes) * p.groups +
+  int64_t const at_once = plan.whole_groups(p.groups) ? std::min<int64_t>(p.groups, plan.workers) : p.groups;
+  return (weights + gates + states + bytes) * at_once +
          size_t(p.gate_size()) * std::min<size_t>(p.input_size, 512) * compute;
 }
 
@@ -155,7 +156,7 @@ Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
     share_work(problem, threads, plan);
     plan.floor_us = floor_us(problem, plan.workers);
   }
-  plan.bytes = scratch_bytes(problem);
+  plan.bytes = scratch_bytes(problem, plan);
   return plan;
 }
 

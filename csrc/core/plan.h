@@ -23,6 +23,10 @@ struct Plan {
   double floor_us = 0;  // what the hardware needs at least: weights streamed once a step, products at peak
   std::vector<std::pair<std::string, std::string>> rejected;  // the other strategies, and why not
   std::optional<SweepPlan> forward, backward;  // on a GPU whose facts are known; backward where gates are kept
+
+  // `simd`: with the same number of groups for every worker, each runs its own from beginning to end, one after the
+  // other and in the same memory. Otherwise all workers run all groups together.
+  bool whole_groups(int64_t groups) const { return workers == 1 || (split == Split::rows && groups % workers == 0); }
 };
 
 // Names of the strategies that are compiled in.

@@ -99,15 +99,19 @@ struct Problem {
   bool bias = true;
   bool int8 = false;  // the weights, which come beside the groups (int8.h); inference in float32 on the CPU
   bool packed = false, lengths = false, reset = false, recurrent_mask = false, zoneout = false;
-  bool save = false;       // keep what backward needs
-  bool recompute = false;  // ... but not the gates
-  bool tf32 = false;       // CUDA, float32: products may round to TF32
+  bool save = false;        // keep what backward needs
+  bool recompute = false;   // ... but not the gates
+  bool per_sample = false;  // backward: gradients of the weights for each row of the batch alone, [B, ...]; not packed
+  bool tf32 = false;        // CUDA, float32: products may round to TF32
 
   int64_t state_size() const { return proj_size > 0 ? proj_size : hidden_size; }  // R
   int64_t gates() const { return facts(cell).gates; }                             // G
   int64_t gate_size() const { return facts(cell).gates * hidden_size; }           // G * H
   int64_t saved_size() const { return facts(cell).saved * hidden_size; }          // K * H
   int64_t head_size() const { return hidden_size / heads; }
+  // The gradients of the weights are so many sums, each over rows that lie as many rows apart.
+  int64_t samples() const { return per_sample ? batch : 1; }
+  int64_t sample_rows() const { return per_sample ? steps : rows; }
 };
 
 // Which rows live at which step; shared by the directions of a layer. A row that is not live keeps its state and

@@ -58,11 +58,13 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& lengths, const OptionalTensor& reset_mask, const OptionalTensor& batch_sizes,
     const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
     double zoneout, std::string_view cell, bool bidirectional, int64_t heads, bool ensemble, bool recompute,
-    const Tensor& y, const Tensor& cells, const Tensor& gates, c10::List<bool> needs) {
+    const Tensor& y, const Tensor& cells, const Tensor& gates, c10::List<bool> needs, bool per_sample) {
   Layer layer({x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, zoneout,
                cell, bidirectional, heads, ensemble});
   Problem& problem = layer.problem;
-  problem.save = true, problem.recompute = recompute;
+  problem.save = true, problem.recompute = recompute, problem.per_sample = per_sample;
+  TORCH_CHECK_VALUE(!per_sample || !(ensemble || layer.packed),
+                    "per_sample: expected false with an ensemble or a packed sequence, got true");
   TORCH_CHECK_VALUE(needs.size() == weights.size() + 3, "needs: expected ", weights.size() + 3, " values, got ",
                     needs.size());
   int64_t const rows = problem.rows, batch = problem.batch, size = problem.state_size(), hidden = problem.hidden_size;
@@ -93,14 +95,17 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   Tensor const saved_gates = recompute ? Tensor() : dense(gates, "gates", layer.sequence_shape(problem.saved_size()));
 
   auto const options = x.options();
-  auto const result = [&](bool wanted, const Tensor& like) {
-    return wanted ? at::empty(like.sizes(), options) : at::empty({0}, options);
+  auto const result = [&](bool wanted, const Tensor& like, bool of_each_sample = false) {
+    if (!wanted) return at::empty({0}, options);
+    Shape shape(like.sizes());
+    if (of_each_sample) shape.insert(shape.begin(), batch);
+    return at::empty(shape, options);
   };
   Tensor const d_x = result(needs[0], x);
   Tensor const d_h_0 = result(needs[1], h_0);
   Tensor const d_c_0 = result(needs[2] && has_cell, has_cell ? *c_0 : h_0);
   std::vector<Tensor> d_weights;
-  for (size_t i = 0; i < weights.size(); ++i) d_weights.push_back(result(needs[i + 3], weights[i]));
+  for (size_t i = 0; i < weights.size(); ++i) d_weights.push_back(result(needs[i + 3], weights[i], per_sample));
 
   std::vector<GroupGradients> gradients(problem.groups);
   for (int64_t i = 0; i < problem.groups; ++i) {
@@ -143,7 +148,7 @@ TORCH_LIBRARY(rnnkern, library) {
       ", bool save, bool recompute, bool want_cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
       {at::Tag::pt2_compliant_tag});
   library.def("layer_backward(Tensor? d_y, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, " RNNKERN_LAYER_ARGUMENTS
-              ", bool recompute, Tensor y, Tensor cells, Tensor gates, bool[] needs)"
+              ", bool recompute, Tensor y, Tensor cells, Tensor gates, bool[] needs, *, bool per_sample=False)"
               " -> (Tensor d_x, Tensor d_h_0, Tensor d_c_0, Tensor[] d_weights)",
               {at::Tag::pt2_compliant_tag});
 }

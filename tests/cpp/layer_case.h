@@ -24,6 +24,7 @@ struct Case {
   Mode mode = Mode::save;
   int directions = 1;
   bool bias = true, packed = false, given_lengths = false, masks_per_step = false;
+  bool per_sample = false;      // gradients of the weights for each row of the batch
   bool tf32 = false;            // products may round to TF32
   double weight_scale = 1.5;    // weights and biases are at most this / sqrt(H)
   bool together = false;        // compare all results as one
@@ -82,6 +83,7 @@ inline void set_options(Case& c, Rows rows, Random& random) {
   c.masks_per_step = zoneout == 1;
   s.zoneout = zoneout == 2 ? 0.25 : 0;
   set_rows(c, rows, random);
+  c.per_sample = !c.packed && random.one_in(4);
 }
 
 inline void set_name(Case& c, const char* cell, Rows rows) {
@@ -95,6 +97,7 @@ inline void set_name(Case& c, const char* cell, Rows rows) {
   size(" T ", s.T), size(" B ", s.B), size(" I ", s.I), size(" H ", s.H), size(" P ", s.P), size(" heads ", s.heads);
   const char* const modes[] = {" infer", " save", " recompute"};
   c.name += modes[static_cast<int>(c.mode)];
+  if (c.per_sample) c.name += " per sample";
 }
 
 // Every cell x dtype x kind of rows, `repeats` times, the directions in turn and the other options drawn. Returns the

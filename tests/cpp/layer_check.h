@@ -114,6 +114,7 @@ class Check {
     problem_.reset = !s.reset.empty(), problem_.recurrent_mask = !s.mask.empty();
     problem_.zoneout = case_.masks_per_step || s.zoneout != 0;
     problem_.save = case_.mode != Mode::infer, problem_.recompute = case_.mode == Mode::recompute;
+    problem_.per_sample = case_.per_sample;
     for (int64_t t = 0; t < s.T && case_.packed; ++t) batch_sizes_.push_back(s.offsets[t + 1] - s.offsets[t]);
     given_lengths_ = s.lengths;
     for (int64_t& length : s.lengths) length = std::clamp<int64_t>(length, 0, s.T);  // the nearer end counts
@@ -151,7 +152,8 @@ class Check {
     }
     for (int i = 0; i < kInputs; ++i) {
       d.inputs.emplace_back(case_.dtype, i == Input::x ? padded_x_ : d.in.of[i]);
-      d.d_inputs.emplace_back(case_.dtype, static_cast<int64_t>(d.in.of[i].size()));
+      int64_t const samples = is_weight(i) ? problem_.samples() : 1;
+      d.d_inputs.emplace_back(case_.dtype, samples * static_cast<int64_t>(d.in.of[i].size()));
     }
     reference::nearest_kink = std::numeric_limits<double>::infinity();
     d.expected = reference::layer(s, d.in);
@@ -194,11 +196,31 @@ class Check {
       }
       x_wanted = x_wanted && d.wanted[Input::x];
       d.d_expected = reference::gradients(s, d.in, d.d_out);
+      if (case_.per_sample) expect_gradients_of_each_sample(d);
     }
     std::vector<double>& d_x = directions_[0].d_expected.of[Input::x];
     for (Direction& d : directions_) {
       d.wanted[Input::x] = x_wanted;
       for (size_t j = 0; j < d_x.size() && &d != &directions_[0]; ++j) d_x[j] += d.d_expected.of[Input::x][j];
+    }
+  }
+
+  static bool is_weight(int input) { return input >= Input::w_ih && input <= Input::w_hr; }
+
+  void expect_gradients_of_each_sample(Direction& d) const {
+    const Setting& s = d.setting;
+    int64_t const widths[kOutputs] = {s.R(), s.R(), s.H, s.H};
+    for (int i = 0; i < kInputs; ++i)
+      if (is_weight(i)) d.d_expected.of[i].clear();
+    for (int64_t b = 0; b < s.B; ++b) {
+      reference::Outputs<double> own = d.d_out;
+      for (int o = 0; o < kOutputs; ++o)
+        for (size_t j = 0; j < own.of[o].size(); ++j)
+          if (static_cast<int64_t>(j) / widths[o] % s.B != b) own.of[o][j] = 0;
+      reference::Inputs<double> const gradients = reference::gradients(s, d.in, own);
+      for (int i = 0; i < kInputs; ++i)
+        if (is_weight(i))
+          d.d_expected.of[i].insert(d.d_expected.of[i].end(), gradients.of[i].begin(), gradients.of[i].end());
     }
   }
 

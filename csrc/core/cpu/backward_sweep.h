@@ -46,6 +46,7 @@ struct BackwardRow {
   const bool *zone_h, *zone_c;
   T *d_gates, *d_split, *h_operand, *reset_operand, *d_state, *projected;
   bool cut;
+  int64_t ahead;  // rows to the row of the step that comes next
 };
 
 template <class Cell, class T>
@@ -111,6 +112,8 @@ class BackwardSweep {
         row.projected = buffers_.projected + at * hidden_;
       }
       if (buffers_.middle) row.middle = buffers_.middle + b * buffers_.pitch;
+      int64_t const ahead = group_.reverse ? t + 1 : t - 1;
+      row.ahead = ahead < 0 || ahead >= time_.lengths[b] ? 0 : time_.row(ahead, b) - at;
     }
   }
 
@@ -229,6 +232,14 @@ class BackwardSweep {
     return row.d_operand + (int64_t(head) * gates + g) * head_size_ + (unit - head * head_size_);
   }
 
+  // What was kept lies in cache lines far apart, and backwards: the processor does not guess them.
+  RNNKERN_INLINE void fetch_ahead(Row& row, int64_t unit) const {
+    constexpr int read = 0, level_2 = 2;
+    for (int k = 0; k < K; ++k) __builtin_prefetch(row.saved + (row.ahead * K + k) * hidden_ + unit, read, level_2);
+    if constexpr (is_lstm) __builtin_prefetch(row.state[1] + row.ahead * hidden_ + unit, read, level_2);
+    if (row.d_y) __builtin_prefetch(row.d_y + row.ahead * group_.y_stride + unit, read, level_2);
+  }
+
   // The cell's backward of one block; d_out[0] is the gradient of h before any projection.
   RNNKERN_INLINE V differentiate(Row& row, const Panel& panel, int64_t unit, int n, V d_h_new) const {
     V saved[K], state[Cell::states], d_out[Cell::states], d_gates[G], d_split, d_before[Cell::states];
@@ -242,6 +253,7 @@ class BackwardSweep {
       if (row.d_cells) d_out[1] = d_out[1] + load<V>(row.d_cells + unit, n);
       old_c = unzone(d_out[1], row.zone_c, unit, n);
     }
+    fetch_ahead(row, unit);
     cell_.backward(saved, state, d_out, d_gates, d_split, d_before);
     for (int g = 0; g < G; ++g) {
       store(row.d_gates + g * hidden_ + unit, d_gates[g], n);

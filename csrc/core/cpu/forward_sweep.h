@@ -25,6 +25,14 @@ struct ForwardBuffers {
   C* z = nullptr;             // [B][pitch]
   const C* zeros = nullptr;   // [pitch]
   const Operand* zero_operand = nullptr;
+
+  // The same memory for this group.
+  void set_group(const Problem& problem, const Group& group) {
+    w_first = static_cast<const T*>(group.w_hh);
+    w_second = problem.proj_size > 0 ? static_cast<const T*>(group.w_hr)
+                                     : w_first + 2 * problem.hidden_size * problem.head_size();
+    if (group.gates) gates = static_cast<T*>(group.gates);
+  }
 };
 
 template <class T>

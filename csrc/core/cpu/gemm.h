@@ -44,7 +44,10 @@ class PackedGemm {
     return unpacked() ? 0 : panel_count() * kWidth * packed_steps<P>(keep_panels ? k : std::min(k, kDepth));
   }
   int64_t partial_elements() const { return !std::is_same_v<T, C> && k > kDepth ? m * panel_count() * kWidth : 0; }
-  int64_t strip_elements() const { return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes; }
+  int64_t strip_elements() const {
+    bool const in_place = !a.transposed && std::is_same_v<T, Operand>;
+    return in_place ? 0 : kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes;
+  }
 
   // The whole product. Every worker calls it; they wait for each other inside.
   void run(Barrier& barrier, int worker, int workers) const {

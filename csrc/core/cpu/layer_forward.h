@@ -61,9 +61,8 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   if (two_stage_gru)
     buffers.second = PanelSet<P>::make(platform, hidden, problem.heads, 1, head, rows_together, packed);
   if (projection) buffers.second = PanelSet<P>::make(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
-  buffers.w_first = static_cast<const T*>(group.w_hh);
-  buffers.w_second = projection ? static_cast<const T*>(group.w_hr) : buffers.w_first + 2 * hidden * head;
   state_buffers<Cell>(buffers, problem, group, gates, states, platform);
+  buffers.set_group(problem, group);
   return buffers;
 }
 
@@ -124,40 +123,43 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
   make_timelines(problem, groups, count, time, platform);
   auto* const row_storage = scratch<int64_t>(platform, count * batch * plan.workers);
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
-  Barrier barrier;
-  platform.parallel(plan.workers, [&](int worker, int workers) {
-    for (int g = 0; g < count; ++g) {
+  Slots const slots(plan, count);
+  slots.run(count, plan, platform, [&](int first, int n, int, int worker, int workers, Barrier& barrier) {
+    int const last = first + n, place = worker * count;
+    for (int g = first; g < last; ++g) {
       pack_forward<Cell, T>(problem, groups[g], buffers[g], worker, workers);
       products[g].pack(worker, workers);
     }
     Team<Sweep> const team{problem,
-                           time,
-                           count,
+                           time + first,
+                           n,
                            plan.split,
                            worker,
                            workers,
                            barrier,
-                           sweeps + worker * count,
-                           row_storage + worker * count * batch};
-    team.begin([&](int g, const int64_t* mine, int64_t n) {
-      return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, n, rows + (worker * count + g) * batch);
+                           sweeps + place + first,
+                           row_storage + (place + first) * batch};
+    team.begin([&](int i, const int64_t* mine, int64_t live) {
+      int const g = first + i;
+      return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, live, rows + (place + g) * batch);
     });
     barrier.wait(workers);
     for (int64_t s = 0; s < problem.steps; s += steps_together) {
       int64_t const steps = std::min(steps_together, problem.steps - s);
-      for (int g = 0; g < count; ++g) {
+      for (int g = first; g < last; ++g) {
         RowRange const range = rows_of(problem, time[g], groups[g].reverse, s, steps);
         bool const kept = groups[g].gates != nullptr;
         T* const gates = buffers[g].gates + (kept ? range.first * buffers[g].gates_stride : 0);
         products[g].rows(range.first, range.count, gates, worker, workers);
-        team.sweeps[g].set_gates(gates, range.first);
+        team.sweeps[g - first].set_gates(gates, range.first);
       }
       barrier.wait(workers);
-      team.run(s, s + steps,
-               [&](int g, int stage) { return stage == 0 ? buffers[g].first.count : buffers[g].second.count; });
+      team.run(s, s + steps, [&](int i, int stage) {
+        return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
+      });
       barrier.wait(workers);
     }
-    for (int g = 0; g < count; ++g) team.sweeps[g].end(team.first(), team.stride());
+    for (int i = 0; i < n; ++i) team.sweeps[i].end(team.first(), team.stride());
   });
 }
 
@@ -165,17 +167,26 @@ template <class Cell, class T>
 void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
              CpuPlatform& platform) {
   ForwardTurns const turns(problem, count, plan);
+  Slots const slots(plan, count);
   auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
   auto* const products = scratch<PackedGemm<T>>(platform, count);
+  auto* const product_scratch = scratch<ProductScratch<T>>(platform, slots.count);
   for (int g = 0; g < count; ++g) {
     T* const kept = static_cast<T*>(groups[g].gates);
-    new (&buffers[g])
-        ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, true, platform));
-    if (!kept) buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * problem.gate_size());
+    int const slot = slots.slot(g);
+    if (slot == g) {
+      new (&buffers[g])
+          ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, true, platform));
+      if (!kept) buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * problem.gate_size());
+    } else {
+      new (&buffers[g]) ForwardBuffers<T>(buffers[slot]);
+      buffers[g].set_group(problem, groups[g]);
+    }
     new (&products[g]) PackedGemm<T>(input_product(problem, groups[g], buffers[g]));
     products[g].keep_panels = true;
+    if (slot == g) product_scratch[g] = ProductScratch<T>::make(&products[g], 1, slots.workers(plan), platform);
+    product_scratch[slot].give(products[g]);
   }
-  share_scratch(products, count, plan.workers, platform);
   run_forward(cell, problem, groups, count, plan, platform, turns.steps_together, buffers, products,
               scratch<ForwardRow<T>>(platform, count * problem.batch * plan.workers));
 }

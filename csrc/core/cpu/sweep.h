@@ -33,24 +33,65 @@ inline void make_timelines(const Problem& problem, const Group* groups, int coun
   }
 }
 
-// Scratch of several products that are run one after the other; panels that are kept are each product's own.
+// Scratch that several products may use one after the other; panels that are kept, one product alone.
 template <class T>
-void share_scratch(PackedGemm<T>* products, int count, int workers, Platform& platform) {
-  int64_t panels = 0, partial = 0, strips = 0;
-  for (int i = 0; i < count; ++i) {
-    if (!products[i].keep_panels) panels = std::max(panels, products[i].panel_elements());
-    partial = std::max(partial, products[i].partial_elements());
-    strips = std::max(strips, products[i].strip_elements());
+struct ProductScratch {
+  packed_t<T>*panels, *strips;
+  compute_t<T>* partial;
+
+  static ProductScratch make(const PackedGemm<T>* products, int count, int workers, Platform& platform) {
+    int64_t panels = 0, partial = 0, strips = 0;
+    for (int i = 0; i < count; ++i) {
+      panels = std::max(panels, products[i].panel_elements());
+      partial = std::max(partial, products[i].partial_elements());
+      strips = std::max(strips, products[i].strip_elements());
+    }
+    return {scratch<packed_t<T>>(platform, panels), scratch<packed_t<T>>(platform, strips * workers),
+            scratch<compute_t<T>>(platform, partial)};
   }
-  auto* const shared = scratch<packed_t<T>>(platform, panels + strips * workers);
-  auto* const sums = scratch<compute_t<T>>(platform, partial);
-  for (int i = 0; i < count; ++i) {
-    products[i].panels =
-        products[i].keep_panels ? scratch<packed_t<T>>(platform, products[i].panel_elements()) : shared;
-    products[i].partial = sums;
-    products[i].strip_copies = shared + panels;
+  void give(PackedGemm<T>& product) const {
+    product.panels = panels, product.partial = partial, product.strip_copies = strips;
   }
-}
+};
+
+// How groups share memory (Plan::whole_groups): group g works in `slot(g)`. Where all workers run all groups, each
+// group is a slot.
+struct Slots {
+  bool whole;
+  int count;
+
+  Slots(const Plan& plan, int groups)
+      : whole(plan.whole_groups(groups)), count(whole ? std::min(plan.workers, groups) : groups) {}
+  // A group adds to what the one before it made.
+  void keep_order(const Plan& plan, int groups) {
+    if (plan.workers > 1) whole = false, count = groups;
+  }
+  int slot(int g) const { return g % count; }
+  int workers(const Plan& plan) const { return whole ? 1 : plan.workers; }  // that run a group
+
+  // Gives scratch to products that their workers run one after the other; group g's begin at first(g).
+  template <class T, class First>
+  void share(PackedGemm<T>* products, First first, int groups, const Plan& plan, Platform& platform) const {
+    int const shares = whole ? count : 1;
+    for (int share = 0; share < shares; ++share) {
+      auto const memory = ProductScratch<T>::make(products, first(groups), workers(plan), platform);
+      for (int g = share; g < groups; g += shares)
+        for (int i = first(g); i < first(g + 1); ++i) memory.give(products[i]);
+    }
+  }
+
+  // run(first, groups, slot, worker, workers, barrier): by one of the workers that run these groups.
+  template <class Run>
+  void run(int groups, const Plan& plan, CpuPlatform& platform, Run run) const {
+    Barrier barrier;
+    platform.parallel(plan.workers, [&](int worker, int workers) {
+      if (!whole) return run(0, groups, worker, worker, workers, barrier);
+      Barrier alone;
+      for (int slot = worker; slot < count; slot += workers)
+        for (int g = slot; g < groups; g += count) run(g, 1, slot, 0, 1, alone);
+    });
+  }
+};
 
 // The rows of one group that a worker runs.
 struct Share {

@@ -47,7 +47,7 @@ class Products {
 
   Products(const Problem& problem, CudaPlatform& platform, const ForEach& for_each)
       : platform_(platform), for_each_(for_each), tf32_(problem.tf32), hidden_(problem.hidden_size),
-        heads_(problem.heads), state_(problem.state_size()),
+        heads_(problem.heads), state_(problem.state_size()), samples_(problem.samples()),
         block_(problem.heads == 1 ? problem.state_size() : problem.head_size()) {}
 
   // C (+)= op(A) op(B); the dtypes follow from the pointers' types.
@@ -91,13 +91,13 @@ class Products {
     multiply(product, d_out, weight, out);
   }
 
-  // d_weight[m, n] = d_out[rows, m]^T @ in[rows, n]
+  // d_weight[m, n] = d_out[rows, m]^T @ in[rows, n], of one sample where each has its own
   void weight_gradient(const T* d_out, int64_t d_stride, int64_t rows, int64_t m, const T* in, int64_t n,
                        T* d_weight) const {
     Gemm product;
     product.transpose_a = true;
     product.m = m, product.n = n, product.k = rows;
-    product.lda = d_stride, product.ldb = n, product.ldc = n;
+    product.lda = d_stride * samples_, product.ldb = n * samples_, product.ldc = n;
     multiply(product, d_out, in, d_weight);
   }
 
@@ -124,22 +124,23 @@ class Products {
     });
   }
 
-  // d_w_hh[gates of the span] = d_gates[rows, the span's columns]^T @ operand[rows, R]
+  // d_w_hh[gates of the span] = d_gates[rows, the span's columns]^T @ operand[rows, R], likewise
   void recurrent_weight_gradient(const T* d_gates, int64_t d_stride, int64_t rows, const T* operand, GateSpan span,
                                  T* d_w_hh) const {
     each_block(span, [&](Gemm product, int64_t height, int64_t gate, int64_t weight) {
       product.transpose_a = true;
       product.m = height, product.n = block_, product.k = rows;
-      product.lda = d_stride, product.ldb = state_, product.ldc = block_;
+      product.lda = d_stride * samples_, product.ldb = state_ * samples_, product.ldc = block_;
       product.stride_a = block_, product.stride_b = block_, product.stride_c = block_ * block_;
       multiply(product, d_gates + (span.column + gate) * hidden_, operand, d_w_hh + weight);
     });
   }
 
-  // Sums d[rows, width] over its rows into `to` and `copy`, where these are wanted.
+  // Sums d[rows, width] over its rows, likewise, into `to` and `copy`, where these are wanted.
   void sum_rows(const T* d, int64_t d_stride, int64_t rows, int64_t width, T* to, T* copy, Workspace& workspace) const {
     if (to == nullptr && copy == nullptr) return;
     constexpr int64_t fan_in = SumRows<T, T>::fan_in;
+    d_stride *= samples_;
     if (rows <= fan_in) {
       for_each_(1, width, SumRows<T, T>{d, rows, d_stride, width, to, copy});
       return;
@@ -174,7 +175,7 @@ class Products {
   CudaPlatform& platform_;
   const ForEach& for_each_;
   bool tf32_;
-  int64_t hidden_, heads_, state_;
+  int64_t hidden_, heads_, state_, samples_;
   int64_t block_;  // columns of w_hh: R, or a head's
 };
 

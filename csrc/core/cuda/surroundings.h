@@ -18,7 +18,8 @@ class Surroundings {
                int64_t chunk_elements)
       : cell_(cell), for_each_(for_each), products_(problem, platform, for_each), workspace_(platform),
         chunk_elements_(chunk_elements), T_(problem.steps), B_(problem.batch), rows_(problem.rows),
-        I_(problem.input_size), H_(problem.hidden_size), P_(problem.proj_size), R_(problem.state_size()) {}
+        I_(problem.input_size), H_(problem.hidden_size), P_(problem.proj_size), R_(problem.state_size()),
+        samples_(problem.samples()), sample_rows_(problem.sample_rows()), w_hh_width_(R_ / problem.heads) {}
 
  protected:
   using V = compute_t<T>;
@@ -27,6 +28,9 @@ class Surroundings {
   static constexpr int G = Cell::gates, K = Cell::saved;
   static constexpr GateSpan all_gates{0, G, Columns::recurrent};
   static constexpr GateSpan reset_update{0, 2, 0}, candidate{2, 1, 2};  // of gru_v1
+  // The gates that w_ih shares with w_hh, and, where it has one, its own last one.
+  static constexpr GateSpan input_spans[2] = {{0, Columns::shared, Columns::recurrent}, {G - 1, 1, 0}};
+  static constexpr int input_span_count = Cell::split_gate ? 2 : 1;
 
   // The gates of as many steps as are held at once.
   struct GateBuffer {
@@ -68,13 +72,15 @@ class Surroundings {
   Products<T, ForEach> products_;
   Workspace workspace_;
   int64_t chunk_elements_;
-  int64_t T_, B_, rows_, I_, H_, P_, R_;
+  int64_t T_, B_, rows_, I_, H_, P_, R_, samples_, sample_rows_, w_hh_width_;
   Calendar calendar_;  // of the group that set_calendar was given
 
  private:
   void input_product(const Group& group, int64_t first_row, int64_t rows, T* gates, int64_t width) const;
   void gather_operand(const Group& group, T* operand);
   void rebuild(const Group& group, const T* operand, T* gates);
+  // Of sample b, where each has its own. `x`: zero past a length.
+  void weight_gradients(const GroupGradients& gradients, const BackwardBuffers& buffers, const T* x, int64_t b);
 
   const int64_t* batch_sizes_ = nullptr;  // that the offsets were made from
   std::vector<int64_t> offsets_;          // [T + 1]
@@ -207,47 +213,57 @@ void Surroundings<Cell, T, ForEach>::rebuild(const Group& group, const T* operan
 template <class Cell, class T, class ForEach>
 void Surroundings<Cell, T, ForEach>::parameter_gradients(const Group& group, const GroupGradients& gradients,
                                                          const BackwardBuffers& buffers) {
-  int64_t const stride = Columns::count * H_;
-  const T* const d_gates = buffers.d_gates;
-
-  if (T* const d_w_hh = typed(gradients.d_w_hh)) {
-    if constexpr (two_stages) {
-      products_.recurrent_weight_gradient(d_gates, stride, rows_, buffers.operand, reset_update, d_w_hh);
-      products_.recurrent_weight_gradient(d_gates, stride, rows_, buffers.reset_operand, candidate, d_w_hh);
-    } else {
-      products_.recurrent_weight_gradient(d_gates, stride, rows_, buffers.operand, all_gates, d_w_hh);
+  if (T* const d_x = typed(gradients.d_x)) {
+    for (int i = 0; i < input_span_count; ++i) {
+      auto const [first, count, column] = input_spans[i];
+      products_.backward(buffers.d_gates + column * H_, Columns::count * H_, rows_, typed(group.w_ih) + first * H_ * I_,
+                         count * H_, I_, d_x, gradients.accumulate_x || i > 0);
     }
   }
-  if (gradients.d_w_hr != nullptr) {
-    products_.weight_gradient(buffers.d_projected, P_, rows_, P_, buffers.unprojected, H_, typed(gradients.d_w_hr));
-  }
-
   const T* x = typed(group.x);
   if (gradients.d_w_ih != nullptr && group.schedule.lengths != nullptr) {
     T* const masked = workspace_.template take<T>(rows_ * I_);
     for_each_(rows_, I_, MaskedInput<T>{B_, group.schedule.lengths, x, masked, I_});
     x = masked;
   }
-  // The gates that w_ih shares with w_hh, and, where it has one, its own last one.
-  GateSpan const spans[2] = {{0, Columns::shared, Columns::recurrent}, {G - 1, 1, 0}};
-  for (int i = 0; i < (Cell::split_gate ? 2 : 1); ++i) {
-    auto const [first, count, column] = spans[i];
-    const T* const d = d_gates + column * H_;
-    int64_t const height = count * H_;
-    if (T* const d_x = typed(gradients.d_x)) {
-      products_.backward(d, stride, rows_, typed(group.w_ih) + first * H_ * I_, height, I_, d_x,
-                         gradients.accumulate_x || i > 0);
+  for (int64_t b = 0; b < samples_; ++b) weight_gradients(gradients, buffers, x, b);
+}
+
+template <class Cell, class T, class ForEach>
+void Surroundings<Cell, T, ForEach>::weight_gradients(const GroupGradients& gradients, const BackwardBuffers& buffers,
+                                                      const T* x, int64_t b) {
+  int64_t const stride = Columns::count * H_, rows = sample_rows_;
+  const T* const d_gates = buffers.d_gates + b * stride;
+  auto const operand = [&](const T* all, int64_t width) { return all + b * width; };
+  auto const out = [&](void* all, int64_t size) { return all == nullptr ? nullptr : typed(all) + b * size; };
+
+  if (T* const d_w_hh = out(gradients.d_w_hh, G * H_ * w_hh_width_)) {
+    const T* const h = operand(buffers.operand, R_);
+    if constexpr (two_stages) {
+      const T* const reset = operand(buffers.reset_operand, H_);
+      products_.recurrent_weight_gradient(d_gates, stride, rows, h, reset_update, d_w_hh);
+      products_.recurrent_weight_gradient(d_gates, stride, rows, reset, candidate, d_w_hh);
+    } else {
+      products_.recurrent_weight_gradient(d_gates, stride, rows, h, all_gates, d_w_hh);
     }
-    if (T* const d_w_ih = typed(gradients.d_w_ih)) {
-      products_.weight_gradient(d, stride, rows_, height, x, I_, d_w_ih + first * H_ * I_);
-    }
-    auto part = [&](void* bias) { return bias == nullptr ? nullptr : typed(bias) + first * H_; };
-    products_.sum_rows(d, stride, rows_, height, part(gradients.d_b_ih), i == 0 ? part(gradients.d_b_hh) : nullptr,
-                       workspace_);
   }
-  if (Cell::split_gate && gradients.d_b_hh != nullptr) {
-    products_.sum_rows(d_gates + G * H_, stride, rows_, H_, typed(gradients.d_b_hh) + (G - 1) * H_, nullptr,
-                       workspace_);
+  if (T* const d_w_hr = out(gradients.d_w_hr, P_ * H_)) {
+    products_.weight_gradient(operand(buffers.d_projected, P_), P_, rows, P_, operand(buffers.unprojected, H_), H_,
+                              d_w_hr);
+  }
+  T* const d_b_ih = out(gradients.d_b_ih, G * H_);
+  T* const d_b_hh = out(gradients.d_b_hh, G * H_);
+  for (int i = 0; i < input_span_count; ++i) {
+    auto const [first, count, column] = input_spans[i];
+    const T* const d = d_gates + column * H_;
+    if (T* const d_w_ih = out(gradients.d_w_ih, G * H_ * I_)) {
+      products_.weight_gradient(d, stride, rows, count * H_, operand(x, I_), I_, d_w_ih + first * H_ * I_);
+    }
+    auto const part = [&](T* bias) { return bias == nullptr ? nullptr : bias + first * H_; };
+    products_.sum_rows(d, stride, rows, count * H_, part(d_b_ih), i == 0 ? part(d_b_hh) : nullptr, workspace_);
+  }
+  if (Cell::split_gate && d_b_hh != nullptr) {
+    products_.sum_rows(d_gates + G * H_, stride, rows, H_, d_b_hh + (G - 1) * H_, nullptr, workspace_);
   }
 }
 
