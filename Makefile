@@ -41,14 +41,15 @@ bench: build $(VENV)/.stamp-bench
 
 # --- What README and GOALS.md rest on. Ctrl-C or GRID_SECONDS (of each run) end a sitting, the next call goes on. Each
 # problem gets 0.7 s a side in each of three processes, and never fewer than ten samples there. ---
-GRID_SUITES ?= quick packed goals shapes grid
+GRID_SUITES ?= quick packed goals composed shapes grid
 GRID_THREADS ?= 1 2
 GRID_ARGS ?= --repeats 3 --least 10 --budget 0.7
 GRID_SECONDS ?=
 
 grid: build $(VENV)/.stamp-bench
 	set -e; for suite in $(GRID_SUITES); do for threads in $(GRID_THREADS); do \
-		$(BIN)/python benchmarks/run.py --suite $$suite --threads $$threads $(GRID_ARGS) \
+		set --; [ $$suite != composed ] || set -- --peers torch.nn "rnnkern compiled"; \
+		$(BIN)/python benchmarks/run.py --suite $$suite --threads $$threads $(GRID_ARGS) "$$@" \
 			$(if $(GRID_SECONDS),--seconds $(GRID_SECONDS)) --resume --out benchmarks/results/$$suite-cpu-$$threads.json; \
 	done; done
 	$(MAKE) report

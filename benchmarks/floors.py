@@ -160,7 +160,7 @@ def floor(problem: Problem, limits: dict[str, Any]) -> float | None:
     on the chip) or multiplies at the peak rate, whichever is longer; the input products and, in training, those for the
     weights' gradients run at the peak rate. Training has two sweeps.
     """
-    if not limits or "missing" in limits:
+    if not limits or "missing" in limits or problem.by_transforms:
         return None
     training = problem.mode == "training"
     directions = 2 if problem.bidirectional else 1
@@ -170,7 +170,7 @@ def floor(problem: Problem, limits: dict[str, Any]) -> float | None:
     recurrent = GATES[problem.cell] * problem.hidden * width + problem.projection * problem.hidden
     seconds = 0.0
     for k in range(problem.layers):
-        inputs = GATES[problem.cell] * problem.hidden * (problem.hidden if k == 0 else directions * width)
+        inputs = GATES[problem.cell] * problem.hidden * (problem.input_size if k == 0 else directions * width)
         sweep = step_seconds(recurrent * size, 2 * rows * recurrent, problem.dtype, limits)
         per_step = (2 * sweep + 2 * rows * recurrent / peak(problem.dtype, limits)) if training else sweep
         product = 2 * rows * problem.steps * inputs / peak(problem.dtype, limits)

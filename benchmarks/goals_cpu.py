@@ -21,7 +21,7 @@ def about(mode: str, threads: int | None = None, cells=("lstm", "gru", "rnn"), d
 
     def picks(case: Case) -> bool:
         p = case.problem
-        plain = p.layers == 1 and not (p.bidirectional or p.projection or p.packed or p.reset)
+        plain = p.layers == 1 and not (p.bidirectional or p.projection or p.packed or p.reset or p.by_transforms)
         inside = all(low <= getattr(p, name) <= high for name, (low, high) in bounds.items())
         right_threads = threads is None or case.run.threads == threads
         return p.mode == mode and plain and inside and p.cell in cells and p.dtype == dtype and right_threads
@@ -31,6 +31,10 @@ def about(mode: str, threads: int | None = None, cells=("lstm", "gru", "rnn"), d
 
 def packed(steps: int):
     return lambda case: case.problem.packed and case.problem.mode == "training" and case.problem.steps >= steps
+
+
+def in_composed(picks):
+    return lambda case: case.run.suite == "composed" and picks(case.problem)
 
 
 def in_suites(*suites: str):
@@ -91,6 +95,14 @@ CPU = [
     Goal("int8 weights, LSTM at B 1, H ≥ 512", "≥ 1.2× torch's dynamic int8",
          about("inference", batch=ONE, hidden=(512, ANY), cells=["lstm"]), against("torch int8", "rnnkern int8"),
          least=1.2),
+    Goal("a call, LSTM H 32, B 1, T 1, inference and training", "≤ 0.5× torch's time",
+         in_composed(lambda p: p.cell == "lstm" and p.steps == 1), against("torch.nn"), least=2.0),
+    Goal("a compiled layer", "not slower than the eager one", in_composed(lambda p: not p.by_transforms),
+         against("rnnkern", "rnnkern compiled"), least=1.0),
+    Goal("a vmapped ensemble of 8, I 8, H 64, B 32, T 16", "≥ 3× torch's loop",
+         in_composed(lambda p: p.members > 1), against("torch.nn"), least=3.0),
+    Goal("per-sample gradients, H 64, B 32, T 32", "≥ 10× torch's loop",
+         in_composed(lambda p: p.mode == "per-sample"), against("torch.nn"), least=10.0),
     Goal("large batch (B ≥ 64), inference", "nowhere slower", about("inference", batch=(64, ANY)), surely,
          least=SLOWER),
     Goal("large batch (B ≥ 64), training", "nowhere slower", about("training", batch=(64, ANY)), surely, least=SLOWER),

@@ -87,6 +87,8 @@ def check_sides(problem: Problem, sides: dict, watch: Watch) -> dict[str, Row]:
         row = rows[name] = Row(problem.as_dict(), name, "ok")
         watch(name)
         try:
+            if problem.by_transforms and not hasattr(adapter, "BY_TRANSFORMS"):
+                raise Unsupported("no ensembles and no per-sample gradients")
             call = adapter.build(data)
             with problem.mode_of_torch():
                 got = getattr(call, "results", list)(call(0))
@@ -100,7 +102,7 @@ def check_sides(problem: Problem, sides: dict, watch: Watch) -> dict[str, Row]:
 
 
 def input_count(problem: Problem) -> int:
-    one = problem.steps * problem.batch * problem.hidden * getattr(torch, problem.dtype).itemsize
+    one = problem.steps * problem.batch * problem.input_size * getattr(torch, problem.dtype).itemsize
     return max(2, min(MOST_INPUTS, int(POOL[torch.device(problem.device).type] / one)))
 
 
@@ -120,7 +122,7 @@ def measure(problem: Problem, sides: dict, limits: Limits, watch: Watch | None =
 
     for name in [name for name, row in rows.items() if row.status == "ok"]:
         attempt(name, lambda name=name: calls.update({name: sides[name].build(data)}))
-    if "rnnkern" in calls and hasattr(sides["rnnkern"], "plan"):
+    if "rnnkern" in calls and hasattr(sides["rnnkern"], "plan") and not problem.by_transforms:
         attempt("rnnkern", lambda: setattr(rows["rnnkern"], "plan", sides["rnnkern"].plan(data)))
     if "rnnkern" in calls and problem.packed:  # what the same layer takes when nothing is packed
         name = "rnnkern padded"

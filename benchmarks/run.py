@@ -133,7 +133,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--suite", choices=SUITES, default="quick")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the suite's own, nearly always float32")
-    parser.add_argument("--mode", choices=["inference", "training", "step", "all"], default="all")
+    parser.add_argument("--mode", choices=["inference", "training", "step", "per-sample", "all"], default="all")
     parser.add_argument("--peers", nargs="*", metavar="NAME", help="default: all that are installed and quick to build")
     parser.add_argument("--threads", type=int, help="CPU threads of every side (default: torch's choice)")
     parser.add_argument("--repeats", type=int, default=1, help="how often to run the suite, each time in a new process")

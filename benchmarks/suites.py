@@ -20,10 +20,11 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class Problem:
-    """One piece of work. The input is as wide as the layer (``I = H``), as in DeepBench.
+    """One piece of work. The input is as wide as the layer (``I = H``), as in DeepBench, unless ``input`` is given.
 
     ``mode``: ``inference`` is a forward call without gradients, ``training`` forward and backward into the input and
-    the weights, ``step`` one time step from a given state without gradients.
+    the weights, ``step`` one time step from a given state without gradients, ``per-sample`` forward and backward into
+    the weights for each sample of the batch alone. ``members``: so many layers, each on the same input.
     """
 
     cell: str
@@ -38,10 +39,23 @@ class Problem:
     reset: float = 0.0  # the share of time steps at which a new segment starts
     dtype: str = "float32"
     device: str = "cpu"
+    input: int = 0
+    members: int = 1
+
+    @property
+    def input_size(self) -> int:
+        return self.input or self.hidden
+
+    @property
+    def by_transforms(self) -> bool:
+        """Whether it takes `torch.func`'s transforms, or a loop over layers or samples in their place."""
+        return self.members > 1 or self.mode == "per-sample"
 
     @property
     def name(self) -> str:
         extras = [
+            f"I {self.input}" if self.input else "",
+            f"{self.members} members" if self.members > 1 else "",
             f"{self.layers} layers" if self.layers > 1 else "",
             "bidirectional" if self.bidirectional else "",
             f"P {self.projection}" if self.projection else "",
@@ -56,10 +70,10 @@ class Problem:
     def flops(self) -> float:
         """Multiplications and additions of the matrix products, padding included."""
         width = self.projection or self.hidden
-        columns = self.hidden + width + (self.layers - 1) * ((2 if self.bidirectional else 1) * width + width)
+        columns = self.input_size + width + (self.layers - 1) * ((2 if self.bidirectional else 1) * width + width)
         forward = 2.0 * self.steps * self.batch * GATES[self.cell] * self.hidden * columns
-        forward *= 2 if self.bidirectional else 1
-        return 3 * forward if self.mode == "training" else forward
+        forward *= (2 if self.bidirectional else 1) * self.members
+        return 3 * forward if self.differentiates else forward
 
     def lengths(self) -> Tensor | None:
         """Of the sequences, longest first; None: all have every step."""
@@ -73,9 +87,13 @@ class Problem:
         lengths = self.lengths()
         return 1.0 if lengths is None else lengths.sum().item() / (self.steps * self.batch)
 
+    @property
+    def differentiates(self) -> bool:
+        return self.mode in ("training", "per-sample")
+
     def mode_of_torch(self) -> AbstractContextManager:
         """What the calls of every side are made under."""
-        return torch.inference_mode(self.mode != "training")
+        return torch.inference_mode(not self.differentiates)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -98,20 +116,23 @@ class Data:
             return torch.randn(*shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
 
         options = {"proj_size": problem.projection} if problem.projection else {}
+        sizes = (problem.input_size, problem.hidden, problem.layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            layer = CLASSES[problem.cell](
-                problem.hidden, problem.hidden, problem.layers, bidirectional=problem.bidirectional, **options
-            )
-        training = problem.mode == "training"
+            made = [
+                CLASSES[problem.cell](*sizes, bidirectional=problem.bidirectional, **options)
+                for _ in range(problem.members)
+            ]
+        training = problem.differentiates
         self.problem = problem
-        self.layer = layer.to(device, dtype).requires_grad_(training).train(training)
+        self.layers = [layer.to(device, dtype).requires_grad_(training).train(training) for layer in made]
+        self.layer = self.layers[0]
         self.weights = list(self.layer.parameters())
         self.lengths = problem.lengths()
         self.reset_mask: Tensor | None = None
         if problem.reset:
             self.reset_mask = torch.rand(steps, batch, generator=generator, device=device) < problem.reset
-        self.inputs = [random(steps, batch, problem.hidden) for _ in range(inputs)]
+        self.inputs = [random(steps, batch, problem.input_size) for _ in range(inputs)]
         directions = 2 if problem.bidirectional else 1
         rows, width = problem.layers * directions, problem.projection or problem.hidden
         self.state: tuple[Tensor, ...] = ()  # none: zeros
@@ -205,6 +226,14 @@ def goals() -> Iterator[Problem]:
     yield from grid(cell="lstm", hidden=[32, 64, 128], batch=[1, 4], steps=[100, 400], mode="training")
 
 
+def composed() -> Iterator[Problem]:
+    """Where what is around the kernels counts: a call, a compiled one, `torch.func`'s transforms."""
+    yield from grid(cell=GATED, hidden=32, batch=1, steps=1, mode=BOTH)
+    yield from grid(cell=GATED, hidden=256, batch=16, steps=100, mode=BOTH)
+    yield from grid(cell=GATED, input=8, hidden=64, batch=32, steps=16, members=8, mode=BOTH)
+    yield from grid(cell=GATED, hidden=64, batch=32, steps=32, mode="per-sample")
+
+
 def gpu() -> Iterator[Problem]:
     """The part of the grid that a GPU gets through in minutes, on one layer of each kind first."""
     sizes = {"hidden": [64, 128, 256, 512, 1024], "batch": [1, 16, 64], "steps": 100}
@@ -219,6 +248,7 @@ SUITES = {
     "deepbench": deepbench,
     "shapes": shapes,
     "goals": goals,
+    "composed": composed,
     "gpu": gpu,
 }
 

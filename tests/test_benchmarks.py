@@ -58,7 +58,7 @@ def measure(problems, sides, out=None):
 
 
 def peer(build):
-    return SimpleNamespace(NAME="peer", INSTALL="", load=lambda: None, build=build)
+    return SimpleNamespace(NAME="peer", INSTALL="", BY_TRANSFORMS=True, load=lambda: None, build=build)
 
 
 def test_every_kind_of_problem_in_the_suites_is_measured():
@@ -70,7 +70,7 @@ def test_every_kind_of_problem_in_the_suites_is_measured():
     assert len(ours) == len(problems)
     for row in ours:
         assert len(row.samples) == 2 and all(s > 0 for s in row.samples)
-        assert row.plan
+        assert bool(row.plan) != Problem(**row.problem).by_transforms
 
 
 def test_results_of_another_schema_are_refused(tmp_path):
@@ -80,20 +80,24 @@ def test_results_of_another_schema_are_refused(tmp_path):
         Results.load(path)
 
 
-@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mode": "training"}, {"members": 2}, {"members": 2, "mode": "training"}, {"mode": "per-sample"}],
+    ids=str,
+)
 @pytest.mark.parametrize("which", [0, -1])
-def test_a_wrong_result_is_refused_and_not_timed(mode, which):
+def test_a_wrong_result_is_refused_and_not_timed(options, which):
     def build(data):
         right = torch_nn.build(data)
 
         def call(i):
-            results = [r.clone() for r in right(i)]
+            results = [r.clone() for r in getattr(right, "results", list)(right(i))]
             results[which].flatten()[-1] += 0.01
             return results
 
         return call
 
-    results, complete = measure([dataclasses.replace(TINY, mode=mode)], {"rnnkern": rnnkern_layer, "peer": peer(build)})
+    results, complete = measure([dataclasses.replace(TINY, **options)], {"rnnkern": rnnkern_layer, "peer": peer(build)})
     ours, theirs = results.rows
     assert complete and ours.status == "ok" and ours.samples
     assert theirs.status == "wrong" and theirs.samples == []

@@ -131,8 +131,9 @@ def test_compare_needs_something_in_common(tmp_path):
     assert compare.main([before, after]) == 2
 
 
-def test_a_planted_slowdown_is_caught(tmp_path, monkeypatch):
+def test_a_planted_slowdown_is_caught(tmp_path, monkeypatch, threads):
     """A sleep in the layer: measured, written, compared."""
+    threads(1)  # beside other programs a pool of two waits at barriers for longer than the sleep
 
     def measured(name):
         found = Results.start("test", {})

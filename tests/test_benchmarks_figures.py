@@ -97,7 +97,7 @@ def test_goals_of_one_thread_are_not_met_with_two():
 
 def test_every_cpu_goal_has_problems_in_some_suite():
     """So that none can stay unmeasured for ever."""
-    suites = ("quick", "packed", "goals", "shapes", "grid")
+    suites = ("quick", "packed", "goals", "composed", "shapes", "grid")
     for threads in (1, 2):
         runs = [run([(p, 1.0) for p in select(suite)], suite, threads, 1, 1) for suite in suites]
         cases = [goal.Case(problem, sides, one) for one in runs for problem, sides in one.problems()]

@@ -12,7 +12,7 @@ pytest.importorskip("rich", reason="pip install '.[bench]'")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import adapters
-from adapters import Unsupported, torch_compile
+from adapters import Unsupported, rnnkern_compiled, torch_compile
 from check import compare, expected
 from measure import Watch, check_sides
 from suites import CELLS, Data, Problem
@@ -108,6 +108,11 @@ def test_a_compiled_loop(monkeypatch):
     monkeypatch.setattr(torch_compile, "UNROLLED", 3)  # of 5 steps: none but 1 divides them
     assert does(peer("torch.compile")) == EVERYTHING
     assert done(peer("torch.compile"), dataclasses.replace(TINY, steps=6))
+
+
+def test_rnnkern_compiled(monkeypatch):
+    monkeypatch.setattr(rnnkern_compiled, "BACKEND", "eager")
+    assert does(peer("rnnkern compiled")) == {(cell, mode) for cell, mode in EVERYTHING if mode != "step"}
 
 
 @pytest.mark.parametrize("name", ["flashrnn", "haste_pytorch"])

@@ -9,9 +9,10 @@ import torch
 
 from suites import Data
 
-from . import layer
+from . import layer, transforms
 
 NAME = "rnnkern"
+BY_TRANSFORMS = True
 INSTALL = "pip install --no-build-isolation ."
 
 
@@ -19,19 +20,21 @@ def load() -> None:
     import rnnkern  # noqa: F401
 
 
-def make_layer(data: Data) -> torch.nn.Module:
+def make_layer(data: Data, theirs: torch.nn.RNNBase | None = None) -> torch.nn.Module:
     import rnnkern
 
-    theirs = data.layer
+    theirs = theirs or data.layer
     options = {"proj_size": theirs.proj_size} if theirs.proj_size else {}
     ours = getattr(rnnkern, type(theirs).__name__)(
         theirs.input_size, theirs.hidden_size, theirs.num_layers, bidirectional=theirs.bidirectional, **options
     )
     ours.to(theirs.weight_ih_l0).load_state_dict(theirs.state_dict())
-    return ours.requires_grad_(data.problem.mode == "training").train(theirs.training)
+    return ours.requires_grad_(data.problem.differentiates).train(theirs.training)
 
 
 def build(data: Data) -> Callable[[int], object]:
+    if data.problem.by_transforms:
+        return transforms.transformed([make_layer(data, theirs) for theirs in data.layers], data)
     ours = make_layer(data)
     if data.problem.mode == "step":
         return layer.step(ours.step, [x[0] for x in data.inputs], data)
@@ -43,5 +46,5 @@ def plan(data: Data) -> dict[str, Any]:
     """What the library chose for this problem."""
     import rnnkern
 
-    with torch.set_grad_enabled(data.problem.mode == "training"):
+    with torch.set_grad_enabled(data.problem.differentiates):
         return rnnkern.plan(make_layer(data), data.leaves()[0][1])

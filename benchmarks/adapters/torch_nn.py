@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from suites import Data
 
-from . import Unsupported, layer
+from . import Unsupported, layer, transforms
 
 NAME = "torch.nn"
+BY_TRANSFORMS = True
 INSTALL = "pip install torch"
 
 
@@ -19,6 +20,8 @@ def load() -> None:
 def build(data: Data) -> Callable[[int], object]:
     if data.reset_mask is not None:
         raise Unsupported("torch.nn has no reset mask")
+    if data.problem.by_transforms:
+        return transforms.loop(data.layers, data)
     if data.problem.mode == "step":
         return layer.step(data.layer, data.inputs, data)  # a call with T = 1
     return getattr(layer, data.problem.mode)(data.layer, data)
