@@ -221,9 +221,10 @@ def shapes() -> Iterator[Problem]:
 
 
 def goals() -> Iterator[Problem]:
-    """What the goals speak of and no other suite has."""
+    """What the goals speak of and no other suite that takes minutes has."""
     yield from grid(cell=CELLS, hidden=[32, 64, 128, 256], batch=1, steps=1, mode="step")
     yield from grid(cell="lstm", hidden=[32, 64, 128], batch=[1, 4], steps=[100, 400], mode="training")
+    yield from grid(cell=GATED, hidden=[512, 1024], batch=1, steps=100, dtype=["float32", "bfloat16"])
 
 
 def composed() -> Iterator[Problem]:
