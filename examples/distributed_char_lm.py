@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     folder = Path(f"{args.out}.distributed")
     checkpoint.save(get_model_state_dict(parallel), checkpoint_id=folder)
+    distributed.barrier()  # while it waits, gloo's threads let go of the last tensors: at the process's end they abort
     distributed.destroy_process_group()
     if rank > 0:
         return
