@@ -4,7 +4,7 @@ Each operator has an old-style `torch.autograd.Function` as its `Autograd` kerne
 compiled graph, an exported program) finds the gradient; its forward calls the operator again below autograd.
 `torch.func`'s transforms refuse that form, and its other form, with `setup_context`, costs three times as much a call:
 each Function has a twin for them. `_forward` and `_backward` choose. First derivatives run kernels; the derivatives of
-those differentiate `reference.layer`.
+those differentiate `reference.layer` (`formula.py`).
 
 Note [T == 1]: the backward of one step reads neither `y` nor `cells`, so they are not saved there, and the caller may
 change them in place, as with torch's cells.
@@ -18,16 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from rnnkern import batching, ops, reference
+from rnnkern import batching, formula, ops
 from rnnkern.ops import WEIGHTS, Options, Tensors
 from rnnkern.torch_private import (
     below_autograd,
     derivatives_active,
     dual_level,
     forward_mode_enabled,
-    set_forward_mode,
     transforms_active,
 )
 
@@ -140,9 +138,9 @@ class LayerForward(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
 
         def function_of(tensors: Tensors, places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
-            return lambda *values: _reference(ctx.options, _replaced(tensors, places, values))
+            return lambda *values: formula.reference_results(ctx.options, formula.replaced(tensors, places, values))
 
-        results = _jvp(function_of, ctx.saved_tensors, tangents)
+        results = formula.jvp(function_of, ctx.saved_tensors, tangents)
         padded = (*results, *(None,) * (5 - len(results)))
         return tuple(r if there else None for r, there in zip(padded, ops.present(ctx.options), strict=True))
 
@@ -168,18 +166,18 @@ class LayerBackward(torch.autograd.Function):
         tensors = ctx.saved_tensors
         need = ctx.needs_input_grad[2:6] + ctx.needs_input_grad[9:]
         places = [place for place, wanted in enumerate(need) if wanted]
-        function = _reference_gradients(ctx, tensors, places)
-        gradients, pullback = _vjp(function, [tensors[p] for p in places])
+        function = formula.reference_gradients(ctx, tensors, places)
+        gradients, pullback = formula.vjp(function, [tensors[p] for p in places])
         incoming = [d for d, wanted in zip(d_gradients, ctx.needs, strict=True) if wanted]
-        found = pullback(_dense(incoming, gradients))
-        result = _replaced([None] * len(tensors), places, found)
+        found = pullback(formula.dense(incoming, gradients))
+        result = formula.replaced([None] * len(tensors), places, found)
         return None, None, *result[:4], None, None, None, *result[4:]
 
     @staticmethod
     @batching.handing_over
     def jvp(ctx: Any, _options: None, _needs: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         tangents = tangents[:4] + tangents[7:]
-        found = iter(_jvp(partial(_reference_gradients, ctx), ctx.saved_tensors, tangents))
+        found = iter(formula.jvp(partial(formula.reference_gradients, ctx), ctx.saved_tensors, tangents))
         return tuple(next(found) if wanted else None for wanted in ctx.needs)
 
 
@@ -219,86 +217,6 @@ def _spread(needs: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor 
     """Gradients of `x, h_0, c_0, *weights` in the places that those have among forward's tensors."""
     d_x, d_h_0, d_c_0, *d_weights = (g if wanted else None for g, wanted in zip(gradients, needs, strict=True))
     return d_x, d_h_0, d_c_0, *(None,) * (WEIGHTS - 3), *d_weights
-
-
-# --- by the reference formula: derivatives that no kernel computes --------------------------------------------------
-
-
-def _reference(options: Options, tensors: Tensors) -> tuple[Tensor, ...]:
-    """`(y, h_n)`, with an LSTM `(y, h_n, c_n, cells)`."""
-    arguments = (tensors[0], tensors[WEIGHTS:], *tensors[1:WEIGHTS], options.zoneout)
-    named = {name: getattr(options, name) for name in ("cell", "bidirectional", "heads", "ensemble")}
-    results = reference.layer(*arguments, **named)
-    return tuple(r for r in results if r is not None)
-
-
-def _reference_gradients(ctx: Any, tensors: Tensors, places: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
-    """The backward operator as a function of `tensors[places]`; `tensors`: the results' gradients, then forward's."""
-    inputs = [4 + p for p in (0, 1, 2, *range(WEIGHTS, len(tensors) - 4))]
-    wanted = [p for p, need in zip(inputs, ctx.needs, strict=True) if need]
-
-    def gradients(*values: Tensor) -> tuple[Tensor, ...]:
-        arguments = _replaced(tensors, places, values)
-
-        def function(*values: Tensor) -> tuple[Tensor, ...]:
-            return _reference(ctx.options, _replaced(arguments, wanted, values)[4:])
-
-        results, pullback = _vjp(function, [arguments[p] for p in wanted])
-        return pullback(_dense(arguments[: len(results)], results))
-
-    return gradients
-
-
-def _vjp(
-    function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor]
-) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]]:
-    """The function's results, and what takes their gradients to the primals' gradients, zero where there is none."""
-    if transforms_active():
-        return torch.func.vjp(function, *primals)  # type: ignore[return-value]
-    # Outside of transforms by torch.autograd, as torch.func refuses to run under hooks on saved tensors. Every primal
-    # gets a node of its own: one may depend on another through the graph outside, which is not differentiated here.
-    with torch.enable_grad():
-        inputs = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in primals]
-        results = function(*inputs)
-
-    def pullback(cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        pairs = [(r, c) for r, c in zip(results, cotangents, strict=True) if r.requires_grad]
-        if not pairs:
-            return tuple(map(torch.zeros_like, inputs))
-        outputs, incoming = zip(*pairs, strict=True)
-        create_graph = torch.is_grad_enabled()
-        return torch.autograd.grad(outputs, inputs, incoming, create_graph=create_graph, materialize_grads=True)
-
-    return results, pullback
-
-
-def _jvp(
-    function_of: Callable[[Tensors, Sequence[int]], Callable[..., tuple[Tensor, ...]]],
-    tensors: Tensors,
-    tangents: Tensors,
-) -> tuple[Tensor, ...]:
-    """The vjp of the vjp, which is linear in its cotangent: forward mode cannot be nested inside forward mode.
-
-    torch turns forward mode off around a Function's `jvp`: an outer `jvp` would silently be zero.
-    """
-    with set_forward_mode(True):
-        tensors = [t if t is None or not t.is_floating_point() else forward_ad.unpack_dual(t).primal for t in tensors]
-        places = [place for place, tangent in enumerate(tangents) if tangent is not None]
-        results, pullback = _vjp(function_of(tensors, places), [tensors[p] for p in places])
-        _, transposed = _vjp(lambda *cotangents: pullback(cotangents), [torch.zeros_like(r) for r in results])
-        return transposed(tuple(tangents[p] for p in places))
-
-
-def _replaced(tensors: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
-    result = list(tensors)
-    for place, value in zip(places, values, strict=True):
-        result[place] = value
-    return result
-
-
-def _dense(gradients: Tensors, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Zeros for what is None."""
-    return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(gradients, like, strict=True))
 
 
 # --- under transforms of torch.func ---------------------------------------------------------------------------------
