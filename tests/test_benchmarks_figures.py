@@ -48,6 +48,7 @@ def test_the_committed_figures_are_up_to_date():
 
 
 def test_stale_figures_are_noticed(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="pip install '.[bench]'")
     fresh = run([(LSTM, 2.0), (dataclasses.replace(LSTM, hidden=512), 2.0)])
     texts, plots, where = tmp_path / "README.md", tmp_path / "plots", tmp_path / "GOALS.md"
     texts.write_text(f"before\n{readme.BEGIN}\n{readme.END}\nafter\n")
