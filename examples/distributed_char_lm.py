@@ -11,6 +11,7 @@ loads.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -32,6 +33,20 @@ def shard(model: char_lm.CharModel, device: torch.device) -> nn.Module:
     return model
 
 
+def train_and_save(args, text: torch.Tensor, vocabulary: list[str], device: torch.device, folder: Path) -> None:
+    """A function of its own, so that its model is gone when the process group is destroyed: DistributedDataParallel
+    holds the group, and what drops a gloo group last, holding Python's lock, may wait for a thread that wants it."""
+    rank, processes = distributed.get_rank(), distributed.get_world_size()
+    torch.manual_seed(args.seed)  # the same weights everywhere
+    model, _ = char_lm.new_model(args, vocabulary)
+    model.to(device)
+    parallel = shard(model, device) if args.shard else DistributedDataParallel(model)
+    streams = char_lm.in_streams(text, args.batch)
+    share = [part.chunk(processes, dim=1)[rank].to(device) for part in streams]
+    char_lm.train(parallel, *share, args.steps, args.length, char_lm.peak_rate(args), show=rank == 0)
+    checkpoint.save(get_model_state_dict(parallel), checkpoint_id=folder)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = char_lm.make_parser(__doc__)
     parser.add_argument("--shard", action="store_true", help="FSDP2 instead of DistributedDataParallel")
@@ -49,23 +64,14 @@ def main(arguments: list[str] | None = None) -> None:
     if args.batch % processes:
         parser.error(f"--batch: {args.batch} cannot be shared out evenly among {processes} processes")
 
-    torch.manual_seed(args.seed)  # the same weights everywhere
     learn, judge = char_lm.hold_out(char_lm.read_text(args.text)[: args.limit])
     vocabulary = char_lm.make_vocabulary(learn)
-    model, config = char_lm.new_model(args, vocabulary)
-    model.to(device)
-    parallel = shard(model, device) if args.shard else DistributedDataParallel(model)
-    streams = char_lm.in_streams(char_lm.encode(learn, vocabulary), args.batch)
-    share = [part.chunk(processes, dim=1)[rank].to(device) for part in streams]
-    char_lm.train(parallel, *share, args.steps, args.length, char_lm.peak_rate(args), show=rank == 0)
-
     folder = Path(f"{args.out}.distributed")
-    checkpoint.save(get_model_state_dict(parallel), checkpoint_id=folder)
-    distributed.barrier()  # while it waits, gloo's threads let go of the last tensors: at the process's end they abort
+    train_and_save(args, char_lm.encode(learn, vocabulary), vocabulary, device, folder)
     distributed.destroy_process_group()
     if rank > 0:
         return
-    alone, _ = char_lm.new_model(args, vocabulary)
+    alone, config = char_lm.new_model(args, vocabulary)
     state = alone.state_dict()
     checkpoint.load(state, checkpoint_id=folder, no_dist=True)  # in place
     char_lm.save(alone, args.out, config, vocabulary)
@@ -76,3 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    # A device mesh outlives its group, and with it gloo's threads; one that lets go of a tensor while the interpreter
+    # ends aborts the process: end without.
+    os._exit(0)
