@@ -1,16 +1,32 @@
 // The core's memory and threads on the CPU, from torch.
 #pragma once
 
-#include <c10/core/Allocator.h>
-
+#include <memory>
 #include <vector>
 
 #include "../core/cpu/simd.h"
 
 namespace rnnkern {
 
-// Memory comes from an arena that the thread keeps for small calls, beyond that from torch's allocator. Threads are
-// torch's.
+// Memory from the system, on huge pages where it fills one.
+class Pages {
+ public:
+  Pages() = default;
+  explicit Pages(size_t bytes);
+  char* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  struct Release {
+    size_t size;
+    void operator()(void* mapped) const;
+  };
+  std::unique_ptr<void, Release> mapped_;
+  char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Memory comes from what the thread keeps, or is mapped for the call. Threads are torch's.
 class TorchCpuPlatform final : public CpuPlatform {
  public:
   ~TorchCpuPlatform() override;
@@ -19,10 +35,10 @@ class TorchCpuPlatform final : public CpuPlatform {
   void parallel(int wanted, const std::function<void(int worker, int workers)>& work) override;
 
  private:
-  std::vector<c10::DataPtr> blocks_;
+  std::vector<Pages> blocks_;
   char* next_ = nullptr;
-  size_t left_ = 0;
-  bool holds_arena_ = false;
+  size_t left_ = 0, used_ = 0;
+  bool holds_kept_ = false;
 };
 
 }  // namespace rnnkern

@@ -151,7 +151,7 @@ class PackedGemm {
       if (unpacked()) {
         multiply_unpacked(strip, int(rows), p, k_0, depth, sums);
       } else {
-        tile_table<P>.at[kColumns][count](panel, depth, strip.row + r, strip.stride, sums);
+        tile_table<P>.at[false][kColumns][count](panel, depth, strip.row + r, strip.stride, sums);
       }
       for (int i = 0; i < count; ++i)
         for (int j = 0; j < kColumns; ++j)

@@ -22,6 +22,7 @@ struct PanelSet {
   Panel* panels = nullptr;
   P* data = nullptr;  // null: the weights are used once, where they lie
   int count = 0;
+  bool streamed = false;  // see kStreamedBytes
 
   // `rows`: how many rows a worker runs together; few rows need more columns to hide the latency of the sums.
   static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows,
@@ -34,6 +35,7 @@ struct PanelSet {
     set.count = int(heads * ((blocks + most - 1) / most));
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
     int64_t const block_size = lanes * gates * packed_steps<P>(depth);
+    set.streamed = heads * blocks * block_size * int64_t(sizeof(P)) > kStreamedBytes;
     if (packed) set.data = static_cast<P*>(platform.scratch(heads * blocks * block_size * sizeof(P)));
     int64_t data = 0;
     Panel* panel = set.panels;
@@ -93,7 +95,7 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, int first, int last, Row*
       now = next_rows(count - r, together);
       const typename Packed<P>::Operand* operand[kMaxRows];
       for (int i = 0; i < now; ++i) operand[i] = rows[r + i].operand + panel.operand;
-      tile_table<P>.at[columns][now](set.data + panel.data, set.depth, operand, 1, sums);
+      tile_table<P>.at[set.streamed][columns][now](set.data + panel.data, set.depth, operand, 1, sums);
       for (int i = 0; i < now; ++i)
         for (int s = 0; s < panel.blocks; ++s)
           finish(rows[r + i], panel, panel.unit + s * lanes, std::min(lanes, panel.units - s * lanes),

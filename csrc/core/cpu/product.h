@@ -11,9 +11,13 @@ constexpr int kMaxAccumulators = RNNKERN_VECTOR_BYTES == 64 ? 24 : 12;
 constexpr int kMaxColumns = 8;
 constexpr int kMaxRows = 8;
 
+constexpr int kStreamedRows = 2;             // a product of more rows is not bound by the memory
+constexpr int64_t kStreamedBytes = 1 << 20;  // weights beyond this come from farther than the second cache
+constexpr int64_t kStreamedAhead = 4096;     // bytes: hardware prefetching stops at a page's end
+
 // out[r][c] = sum over k of a[r][k * stride] * panel[k][c]; panel [packed_steps(depth)][COLS][lanes], out
-// [ROWS][COLS][lanes]. In pairs the stride is that of a pair.
-template <class P, int COLS, int ROWS>
+// [ROWS][COLS][lanes]. In pairs the stride is that of a pair. STREAMED: the panel is asked for ahead of its use.
+template <class P, int COLS, int ROWS, bool STREAMED>
 void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Operand* const* a, int64_t stride,
                   typename Packed<P>::Sum* out) {
   using V = sums_t<P>;
@@ -28,6 +32,10 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
   }
   auto const step = [&](auto value) __attribute__((always_inline)) {
     V w[COLS];
+    if constexpr (STREAMED) {
+#pragma GCC unroll 8
+      for (int c = 0; c < COLS; ++c) __builtin_prefetch(panel + c * V::lanes + kStreamedAhead / sizeof(P));
+    }
 #pragma GCC unroll 8
     for (int c = 0; c < COLS; ++c) w[c] = load_packed(panel + c * V::lanes);
 #pragma GCC unroll 8
@@ -51,17 +59,20 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
 }
 
 template <class P>
-using Tile = decltype(&product_tile<P, 1, 1>);
+using Tile = decltype(&product_tile<P, 1, 1, false>);
 
-// tile_table<P>[cols][rows]; null where the accumulators do not fit.
+// tile_table<P>.at[streamed][cols][rows]; null where the accumulators do not fit.
 template <class P>
 struct TileTable {
-  Tile<P> at[kMaxColumns + 1][kMaxRows + 1] = {};
+  Tile<P> at[2][kMaxColumns + 1][kMaxRows + 1] = {};
 
   template <int I>
   constexpr void fill() {
     constexpr int cols = I / kMaxRows + 1, rows = I % kMaxRows + 1;
-    if constexpr (cols * rows <= kMaxAccumulators) at[cols][rows] = &product_tile<P, cols, rows>;
+    if constexpr (cols * rows <= kMaxAccumulators) {
+      at[false][cols][rows] = &product_tile<P, cols, rows, false>;
+      at[true][cols][rows] = &product_tile<P, cols, rows, (rows <= kStreamedRows)>;
+    }
   }
   template <int... I>
   constexpr TileTable(std::integer_sequence<int, I...>) {
