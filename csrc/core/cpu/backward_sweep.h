@@ -81,6 +81,7 @@ class BackwardSweep {
   void prepare(int64_t s) {
     int64_t const t = group_.reverse ? s : time_.steps - 1 - s;
     live_ = rows_.at(t);
+    backwards_ = s % 2 == 1;
     for (int64_t i = 0; i < live_; ++i) {
       int64_t const b = rows_.rows[i], at = time_.row(t, b);
       int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;  // the row's own step
@@ -119,15 +120,16 @@ class BackwardSweep {
 
   void run(int stage, int first, int last) {
     const auto& set = stage == 0 ? buffers_.first : buffers_.second;
+    PanelRange const range{first, last, backwards_};
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
-      if (stage == 0) return run_panels(set, first, last, row_, live_, [&](auto&&... a) { candidate(a...); });
-      run_panels(set, first, last, row_, live_, [&](auto&&... a) { gate(a...); });
+      if (stage == 0) return run_panels(set, range, row_, live_, [&](auto&&... a) { candidate(a...); });
+      run_panels(set, range, row_, live_, [&](auto&&... a) { gate(a...); });
     } else {
-      if (stage == 1) return run_panels(set, first, last, row_, live_, [&](auto&&... a) { through_projection(a...); });
-      if (projection_) return run_panels(set, first, last, row_, live_, [&](auto&&... a) { onto_projection(a...); });
-      run_panels(set, first, last, row_, live_, [&](auto&&... a) { step(a...); });
+      if (stage == 1) return run_panels(set, range, row_, live_, [&](auto&&... a) { through_projection(a...); });
+      if (projection_) return run_panels(set, range, row_, live_, [&](auto&&... a) { onto_projection(a...); });
+      run_panels(set, range, row_, live_, [&](auto&&... a) { step(a...); });
     }
   }
 
@@ -142,7 +144,7 @@ class BackwardSweep {
         row_[i].mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
         row_[i].d_state = static_cast<T*>(gradients_.d_h_0) + b * state_size_;
       }
-      run_panels(buffers_.first, first, last, row_, rows_.count,
+      run_panels(buffers_.first, {first, last}, row_, rows_.count,
                  [&](Row& row, const Panel&, int64_t unit, int n, const C* sums) {
                    store(row.d_state + unit, d_state(row, unit, n, sums), n);
                  });
@@ -321,6 +323,7 @@ class BackwardSweep {
   LiveRows rows_;
   BackwardRow<T>* row_;
   int64_t live_ = 0;
+  bool backwards_ = false;  // see PanelRange
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

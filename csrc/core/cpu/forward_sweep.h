@@ -93,6 +93,7 @@ class ForwardSweep {
   void prepare(int64_t s) {
     int64_t const t = group_.reverse ? time_.steps - 1 - s : s;
     live_ = rows_.at(t);
+    backwards_ = s % 2 == 1;
     for (int64_t i = 0; i < live_; ++i) {
       int64_t const b = rows_.rows[i], at = time_.row(t, b), place = b * buffers_.pitch;
       int const now = int((group_.reverse ? time_.lengths[b] - 1 - t : t) & 1);
@@ -122,14 +123,15 @@ class ForwardSweep {
   }
 
   void run(int stage, int first, int last) {
+    PanelRange const range{first, last, backwards_};
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
-      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, first, last, [&](auto&&... a) { gate(a...); });
-      run_stage(buffers_.second, buffers_.w_second, first, last, [&](auto&&... a) { candidate(a...); });
+      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, range, [&](auto&&... a) { gate(a...); });
+      run_stage(buffers_.second, buffers_.w_second, range, [&](auto&&... a) { candidate(a...); });
     } else {
-      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, first, last, [&](auto&&... a) { step(a...); });
-      run_stage(buffers_.second, buffers_.w_second, first, last, [&](auto&&... a) { project(a...); });
+      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, range, [&](auto&&... a) { step(a...); });
+      run_stage(buffers_.second, buffers_.w_second, range, [&](auto&&... a) { project(a...); });
     }
   }
 
@@ -173,12 +175,12 @@ class ForwardSweep {
   using Row = ForwardRow<T>;
 
   template <class Finish>
-  RNNKERN_INLINE void run_stage(const Panels& set, const T* weight, int first, int last, Finish finish) {
+  RNNKERN_INLINE void run_stage(const Panels& set, const T* weight, PanelRange range, Finish finish) {
     if constexpr (std::is_same_v<Panels, PanelSet<packed_t<T>>>) {
-      if (set.data) return run_panels(set, first, last, row_, live_, finish);
-      if (live_ > 0) run_unpacked(set, first, last, weight, row_, int(live_), finish);
+      if (set.data) return run_panels(set, range, row_, live_, finish);
+      if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), finish);
     } else {
-      if (first < last) run_quantized(set, first, last, row_, live_, finish);
+      if (range.count() > 0) run_quantized(set, range, row_, live_, finish);
     }
   }
 
@@ -318,6 +320,7 @@ class ForwardSweep {
   T* gates_ = nullptr;
   int64_t first_row_ = 0;
   int64_t live_ = 0;
+  bool backwards_ = false;  // see PanelRange
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

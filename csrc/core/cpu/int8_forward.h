@@ -26,9 +26,9 @@ void quantize_operands(const Int8Panels& panels, Row* rows, int64_t count) {
     rows[i].operand_scale = quantize(rows[i].operand, panels.set.heads, panels.set.depth, rows[i].bytes);
 }
 
-// Runs panels [first, last) over `count` rows of bytes; finish as in run_panels.
+// Runs panels over `count` rows of bytes; finish as in run_panels.
 template <class Row, class Finish>
-RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, int first, int last, Row* rows, int64_t count,
+RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, PanelRange range, Row* rows, int64_t count,
                                     Finish&& finish) {
   using V = Vec<float>;
   constexpr int lanes = V::lanes;
@@ -37,8 +37,8 @@ RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, int first, int las
   int64_t const quads = int8_quads(set.depth), head_blocks = int8_blocks(set.units / set.heads);
   alignas(64) int32_t sums[kMaxAccumulators * lanes];
   alignas(64) float values[Int8TileTable::kMaxGates * lanes];
-  for (int p = first; p < last; ++p) {
-    Panel const& panel = set.panels[p];
+  for (int p = 0; p < range.count(); ++p) {
+    Panel const& panel = set.panels[range[p]];
     const int8_t* data[kMaxColumns];
     int64_t facts[kMaxColumns];  // where each block's scales and sums begin
     for (int s = 0; s < panel.blocks; ++s) {
@@ -72,10 +72,10 @@ RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, int first, int las
 
 // What a stage of the time loop calls.
 template <class Row, class Finish>
-RNNKERN_INLINE void run_quantized(const Int8Panels& panels, int first, int last, Row* rows, int64_t count,
+RNNKERN_INLINE void run_quantized(const Int8Panels& panels, PanelRange range, Row* rows, int64_t count,
                                   Finish&& finish) {
   quantize_operands(panels, rows, count);
-  run_int8_panels(panels, first, last, rows, count, finish);
+  run_int8_panels(panels, range, rows, count, finish);
 }
 
 // The input product; pack() quantises x, rows() multiplies. To run_forward it is what PackedGemm is.
@@ -105,7 +105,7 @@ struct Int8InputProduct {
   }
   void rows(int64_t first, int64_t n, float* out, int worker, int workers) const {
     int64_t const height = panels.set.units;
-    run_int8_panels(panels, panels.count * worker / workers, panels.count * (worker + 1) / workers, all + first, n,
+    run_int8_panels(panels, {panels.count * worker / workers, panels.count * (worker + 1) / workers}, all + first, n,
                     [&](const Row& row, const Panel&, int64_t unit, int units, const float* sums) {
                       float* const gates = out + (&row - all - first) * gate_size + unit;
                       for (int g = 0; g < panels.set.gates; ++g)

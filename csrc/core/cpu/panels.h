@@ -82,14 +82,23 @@ struct PanelSet {
   }
 };
 
-// Runs panels [first, last) over `count` rows; finish(row, panel, unit, units, sums[gates][lanes]) takes each block's
-// sums.
+// Panels [first, last), forwards or backwards: every other step takes them backwards, since what the step before read
+// last lies in the nearest cache, where a round through more than it holds would find nothing.
+struct PanelRange {
+  int first, last;
+  bool backwards = false;
+
+  int count() const { return last - first; }
+  int operator[](int i) const { return backwards ? last - 1 - i : first + i; }
+};
+
+// Runs panels over `count` rows; finish(row, panel, unit, units, sums[gates][lanes]) takes each block's sums.
 template <class P, class Row, class Finish>
-RNNKERN_INLINE void run_panels(const PanelSet<P>& set, int first, int last, Row* rows, int64_t count, Finish&& finish) {
+RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish) {
   constexpr int lanes = sums_t<P>::lanes;
   alignas(64) typename Packed<P>::Sum sums[kMaxAccumulators * lanes];
-  for (int p = first; p < last; ++p) {
-    Panel const& panel = set.panels[p];
+  for (int p = 0; p < range.count(); ++p) {
+    Panel const& panel = set.panels[range[p]];
     int const columns = set.gates * panel.blocks, together = tile_rows(columns);
     for (int64_t r = 0, now; r < count; r += now) {
       now = next_rows(count - r, together);
@@ -106,13 +115,13 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, int first, int last, Row*
 
 // The same for at most kUnpackedRows rows and weights that are not packed (see PanelSet::pack_forward).
 template <class P, class T, class Row, class Finish>
-RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, int first, int last, const T* weight, Row* rows, int count,
+RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, PanelRange range, const T* weight, Row* rows, int count,
                                  Finish&& finish) {
   constexpr int lanes = sums_t<P>::lanes;
   alignas(64) typename Packed<P>::Sum sums[kUnpackedRows * kMaxColumns * lanes];
   const typename Packed<P>::Operand* operand[kUnpackedRows];
-  for (int p = first; p < last; ++p) {
-    Panel const& panel = set.panels[p];
+  for (int p = 0; p < range.count(); ++p) {
+    Panel const& panel = set.panels[range[p]];
     for (int i = 0; i < count; ++i) operand[i] = rows[i].operand + panel.operand;
     for (int s = 0; s < panel.blocks; ++s) {
       int64_t const unit = panel.unit + s * lanes;

@@ -32,10 +32,8 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
   }
   auto const step = [&](auto value) __attribute__((always_inline)) {
     V w[COLS];
-    if constexpr (STREAMED) {
-#pragma GCC unroll 8
+    if constexpr (STREAMED)
       for (int c = 0; c < COLS; ++c) __builtin_prefetch(panel + c * V::lanes + kStreamedAhead / sizeof(P));
-    }
 #pragma GCC unroll 8
     for (int c = 0; c < COLS; ++c) w[c] = load_packed(panel + c * V::lanes);
 #pragma GCC unroll 8
