@@ -31,8 +31,8 @@ struct PanelSet {
     set.gates = gates, set.units = units, set.heads = heads, set.depth = depth;
     int const columns = rows <= kMaxAccumulators / kMaxColumns ? kMaxColumns : kMaxColumns / 2;
     int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
-                  most = std::max(1, columns / gates);
-    set.count = int(heads * ((blocks + most - 1) / most));
+                  most = std::max(1, columns / gates), a_head = (blocks + most - 1) / most;
+    set.count = int(heads * a_head);
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
     int64_t const block_size = lanes * gates * packed_steps<P>(depth);
     set.streamed = heads * blocks * block_size * int64_t(sizeof(P)) > kStreamedBytes;
@@ -40,8 +40,8 @@ struct PanelSet {
     int64_t data = 0;
     Panel* panel = set.panels;
     for (int64_t head = 0; head < heads; ++head) {
-      for (int64_t block = 0; block < blocks; block += most, ++panel) {
-        int64_t const now = std::min(most, blocks - block), first = block * lanes;
+      for (int64_t i = 0; i < a_head; ++i, ++panel) {  // evenly: a panel of one column would wait for its sums
+        int64_t const block = blocks * i / a_head, now = blocks * (i + 1) / a_head - block, first = block * lanes;
         *panel = {head * per_head + first,
                   head * depth,
                   data,

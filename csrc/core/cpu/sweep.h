@@ -36,21 +36,21 @@ inline void make_timelines(const Problem& problem, const Group* groups, int coun
 // Scratch that several products may use one after the other; panels that are kept, one product alone.
 template <class T>
 struct ProductScratch {
-  packed_t<T>*panels, *strips;
+  packed_t<T>*panels, *copies;
   compute_t<T>* partial;
 
   static ProductScratch make(const PackedGemm<T>* products, int count, int workers, Platform& platform) {
-    int64_t panels = 0, partial = 0, strips = 0;
+    int64_t panels = 0, partial = 0, copies = 0;
     for (int i = 0; i < count; ++i) {
       panels = std::max(panels, products[i].panel_elements());
       partial = std::max(partial, products[i].partial_elements());
-      strips = std::max(strips, products[i].strip_elements());
+      copies = std::max(copies, products[i].copy_elements(workers));
     }
-    return {scratch<packed_t<T>>(platform, panels), scratch<packed_t<T>>(platform, strips * workers),
+    return {scratch<packed_t<T>>(platform, panels), scratch<packed_t<T>>(platform, copies),
             scratch<compute_t<T>>(platform, partial)};
   }
   void give(PackedGemm<T>& product) const {
-    product.panels = panels, product.partial = partial, product.strip_copies = strips;
+    product.panels = panels, product.partial = partial, product.copies = copies;
   }
 };
 
