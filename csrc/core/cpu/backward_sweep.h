@@ -16,14 +16,14 @@ struct BackwardBuffers {
   using Operand = operand_t<T>;
   PanelSet<packed_t<T>> first, second;  // second: through the projection, or gru_v1's candidate
   const T* saved = nullptr;             // [rows][K][H]
-  // Gradients of gates_x, [G][H] a row, and of gates_h's last gate, [H], where it differs. They may lie upon `saved`: a
-  // unit's values are read before its gradients are written.
+  // Of the rows of a turn: gradients of gates_x, [G][H] a row, and of gates_h's last gate, [H], where it differs.
   T *d_gates = nullptr, *d_split = nullptr;
-  int64_t d_gates_stride = 0, d_split_stride = 0;
-  T* operand = nullptr;        // [rows][R] what w_hh multiplied
-  T* reset_operand = nullptr;  // [rows][H] gru_v1: r times it
-  T* d_state = nullptr;        // [rows][R] projection: gradient of its result
-  T* projected = nullptr;      // [rows][H] projection: what w_hr multiplied
+  T* operand = nullptr;        // [R] a row: what w_hh multiplied
+  T* reset_operand = nullptr;  // [H] gru_v1: r times it
+  T* d_state = nullptr;        // [R] projection: gradient of its result
+  T* projected = nullptr;      // [H] projection: what w_hr multiplied
+  T* live_x = nullptr;         // [I] x with zeros past the lengths
+  C* d_bias = nullptr;         // [samples][G + 1][H] sums of d_gates, and of d_split
   int64_t pitch = 0;           // of the carries
   C* carry[2] = {};            // [h, c][B][pitch] the part that no product brings
   Operand* d_operand[2] = {};  // [parity][B][head][gate][unit] gates' gradients as the next product reads them
@@ -74,8 +74,16 @@ class BackwardSweep {
     for (int64_t i = first; i < rows_.count; i += stride) {
       start(gradients_.d_h_n, state_size_, rows_.rows[i], 0);
       if constexpr (is_lstm) start(gradients_.d_c_n, hidden_, rows_.rows[i], 1);
-      if (!time_.offsets) clear_padding(rows_.rows[i]);
     }
+  }
+
+  // Before the steps of a turn: rows past a length are zero in all that is multiplied over time.
+  void begin_turn(Turn const& turn, int64_t first, int64_t stride) {
+    first_row_ = turn.first;
+    if (time_.uniform || time_.offsets) return;
+    for (int64_t i = first; i < rows_.count; i += stride)
+      for (int64_t t = std::max(turn.first_step, time_.lengths[rows_.rows[i]]); t < turn.last_step; ++t)
+        clear_row(time_.row(t, rows_.rows[i]) - first_row_);
   }
 
   void prepare(int64_t s) {
@@ -83,7 +91,7 @@ class BackwardSweep {
     live_ = rows_.at(t);
     backwards_ = s % 2 == 1;
     for (int64_t i = 0; i < live_; ++i) {
-      int64_t const b = rows_.rows[i], at = time_.row(t, b);
+      int64_t const b = rows_.rows[i], at = time_.row(t, b), in_turn = at - first_row_;
       int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;  // the row's own step
       int64_t const next = group_.reverse ? t - 1 : t + 1;              // the step after it in the recurrence
       BackwardRow<T>& row = row_[i];
@@ -104,13 +112,13 @@ class BackwardSweep {
       row.saved = buffers_.saved + at * K * hidden_;
       row.mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
       row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
-      row.d_gates = buffers_.d_gates + at * buffers_.d_gates_stride;
-      if (Cell::split_gate) row.d_split = buffers_.d_split + at * buffers_.d_split_stride;
-      row.h_operand = buffers_.operand + at * state_size_;
-      if (two_stage_gru) row.reset_operand = buffers_.reset_operand + at * hidden_;
+      row.d_gates = buffers_.d_gates + in_turn * G * hidden_;
+      if (Cell::split_gate) row.d_split = buffers_.d_split + in_turn * hidden_;
+      row.h_operand = buffers_.operand + in_turn * state_size_;
+      if (two_stage_gru) row.reset_operand = buffers_.reset_operand + in_turn * hidden_;
       if (projection_) {
-        row.d_state = buffers_.d_state + at * state_size_;
-        row.projected = buffers_.projected + at * hidden_;
+        row.d_state = buffers_.d_state + in_turn * state_size_;
+        row.projected = buffers_.projected + in_turn * hidden_;
       }
       if (buffers_.middle) row.middle = buffers_.middle + b * buffers_.pitch;
       int64_t const ahead = group_.reverse ? t + 1 : t - 1;
@@ -166,20 +174,16 @@ class BackwardSweep {
     return buffers_.d_operand[parity] + b * buffers_.d_operand_size;
   }
 
-  // Rows past a length are zero in all that is multiplied over time.
-  void clear_padding(int64_t b) const {
-    for (int64_t t = time_.lengths[b]; t < time_.steps; ++t) {
-      int64_t const at = time_.row(t, b);
-      clear(buffers_.d_gates, at * buffers_.d_gates_stride, G * hidden_);
-      clear(buffers_.d_split, at * buffers_.d_split_stride, hidden_);
-      clear(buffers_.operand, at * state_size_, state_size_);
-      clear(buffers_.reset_operand, at * hidden_, hidden_);
-      clear(buffers_.d_state, at * state_size_, state_size_);
-      clear(buffers_.projected, at * hidden_, hidden_);
-    }
+  void clear_row(int64_t at) const {
+    clear(buffers_.d_gates, at, G * hidden_);
+    clear(buffers_.d_split, at, hidden_);
+    clear(buffers_.operand, at, state_size_);
+    clear(buffers_.reset_operand, at, hidden_);
+    clear(buffers_.d_state, at, state_size_);
+    clear(buffers_.projected, at, hidden_);
   }
   static void clear(T* to, int64_t at, int64_t size) {
-    if (to) std::memset(to + at, 0, size * sizeof(T));
+    if (to) std::memset(to + at * size, 0, size * sizeof(T));
   }
 
   void start(const void* from, int64_t size, int64_t b, int which) {
@@ -322,6 +326,7 @@ class BackwardSweep {
   const Timeline& time_;
   LiveRows rows_;
   BackwardRow<T>* row_;
+  int64_t first_row_ = 0;  // of the turn
   int64_t live_ = 0;
   bool backwards_ = false;  // see PanelRange
 };

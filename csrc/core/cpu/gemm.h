@@ -12,6 +12,7 @@ struct Matrix {
   const T* data;
   int64_t stride;           // elements between rows as stored
   bool transposed = false;  // stored [columns, rows]
+  bool of_turn = false;     // where k runs over rows: `data` begins with the first row of a turn, see run_turn()
 };
 
 template <class T>
@@ -23,14 +24,15 @@ class PackedGemm {
   static constexpr int kColumns = RNNKERN_VECTOR_BYTES == 64 ? 4 : 2;  // the most vectors in a panel
   static constexpr int64_t kStrip =
       8 * int64_t{kMaxAccumulators / kColumns};  // rows that share a panel while it is hot
-  static constexpr int64_t kDepth = 512;         // of k at a time
+  static constexpr int64_t kNear = 4;            // panels that stay in the second cache while all rows pass by
+  static constexpr bool kInPlace = std::is_same_v<T, Operand>;
 
  public:
+  static constexpr int64_t kDepth = 512;  // of k at a time
   int64_t m, n, k;
   Matrix<T> a, b;
   T* c;
   int64_t c_stride;
-  bool accumulate = false;
   P* panels = nullptr;   // panel_elements()
   C* partial = nullptr;  // partial_elements(): sums in the compute type, where they are made in several parts
   P* copies = nullptr;   // copy_elements(): rows of op(A), where the tile cannot read them as they are stored
@@ -42,31 +44,57 @@ class PackedGemm {
   int64_t panel_elements() const {
     return unpacked() ? 0 : width() * packed_steps<P>(keep_panels ? k : std::min(k, kDepth));
   }
-  int64_t partial_elements() const { return !std::is_same_v<T, C> && k > kDepth ? m * width() : 0; }
+  int64_t partial_elements(bool in_turns = false) const {
+    return !std::is_same_v<T, C> && (in_turns || k > kDepth) ? m * width() : 0;
+  }
   int64_t copy_elements(int workers) const {
     if (a.transposed) return strips(m) * strip_pitch();
-    return std::is_same_v<T, Operand> ? 0 : workers * strip_pitch();
+    return kInPlace ? 0 : workers * strip_pitch();
   }
 
   // The whole product. Every worker calls it; they wait for each other inside.
-  void run(Barrier& barrier, int worker, int workers) const {
-    for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth) {
-      pack_block(k_0, worker, workers);
+  void run(Barrier& barrier, int worker, int workers) const { run_turn(0, k, true, true, barrier, worker, workers); }
+
+  // The part of it that `count` of k from `first` on bring; `begins` and `ends`: it is the first, or the last that is
+  // run, in whatever order. `before`: the product that was run before this one on the same scratch, for the same turn.
+  void run_turn(int64_t first, int64_t count, bool begins, bool ends, Barrier& barrier, int worker, int workers,
+                const PackedGemm* before = nullptr) const {
+    bool const packed = before && before->a.data == a.data && before->a.stride == a.stride && before->m >= m &&
+                        before->copies == copies && count <= kDepth;
+    for (int64_t k_0 = 0; k_0 == 0 || k_0 < count; k_0 += kDepth) {
+      Block const block{(a.of_turn ? 0 : first) + k_0,
+                        (b.of_turn ? 0 : first) + k_0,
+                        0,
+                        std::min(kDepth, count - k_0),
+                        begins && k_0 == 0,
+                        ends && k_0 + kDepth >= count};
+      pack_block(block, worker, workers, packed);
       barrier.wait(workers);
-      multiply_block(k_0, 0, m, c, worker, workers);
+      multiply_block(block, 0, m, c, false, worker, workers);
       barrier.wait(workers);
     }
   }
 
-  // The same in two steps, for some rows at a time; the caller waits in between. `out` is where row `first` goes.
+  // The same in two steps, for some rows at a time; the caller waits in between. `out` is where row `first` goes, or is
+  // added to.
   void pack(int worker, int workers) const {
-    for (int64_t k_0 = 0; k_0 < k && !unpacked(); k_0 += kDepth) pack_block(k_0, worker, workers);
+    for (int64_t k_0 = 0; k_0 < k && !unpacked(); k_0 += kDepth) pack_block(whole_block(k_0), worker, workers);
   }
-  void rows(int64_t first, int64_t count, T* out, int worker, int workers) const {
-    for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth) multiply_block(k_0, first, count, out, worker, workers);
+  void rows(int64_t first, int64_t count, T* out, int worker, int workers, bool add = false) const {
+    for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth)
+      multiply_block(whole_block(k_0), first, count, out, add, worker, workers);
   }
 
  private:
+  // Some of k: where they begin in A, B and the panels.
+  struct Block {
+    int64_t a, b, panel, depth;
+    bool begins, ends;
+  };
+  Block whole_block(int64_t k_0) const {
+    return {k_0, k_0, k_0, std::min(kDepth, k - k_0), k_0 == 0, k_0 + kDepth >= k};
+  }
+
   // Rows of op(A) as the tile reads them.
   struct Strip {
     const Operand* row[kStrip];
@@ -83,113 +111,125 @@ class PackedGemm {
   int64_t panel_count() const { return (vectors() + kColumns - 1) / kColumns; }
   int64_t column_at(int64_t p) const { return vectors() * p / panel_count() * V::lanes; }
   int panel_columns(int64_t p) const { return int((column_at(p + 1) - column_at(p)) / V::lanes); }
-  P* panel_at(int64_t p, int64_t k_0, int64_t depth) const {
-    return panels + (keep_panels ? packed_steps<P>(k_0) * width() : 0) + column_at(p) * packed_steps<P>(depth);
+  P* panel_at(int64_t p, Block const& block) const {
+    return panels + packed_steps<P>(block.panel) * width() + column_at(p) * packed_steps<P>(block.depth);
   }
 
-  void pack_block(int64_t k_0, int worker, int workers) const {
-    int64_t const depth = std::min(kDepth, k - k_0), steps = packed_steps<P>(depth);
-    for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, k_0, depth);
-    if (!a.transposed) return;
+  void pack_block(Block const& block, int worker, int workers, bool panels_alone = false) const {
+    int64_t const steps = packed_steps<P>(block.depth);
+    for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, block);
+    if (!a.transposed || panels_alone) return;
     // All of it, kStrip columns side by side, in the order of memory: a strip's own rows lie far apart.
     for (int64_t step = steps * worker / workers; step < steps * (worker + 1) / workers; ++step)
       for (int64_t r = 0; r < m; r += V::lanes)
         store_packed(copy_at(r) + step * kStrip,
-                     load_columns<P, T>([&](int64_t i) { return a.data + (k_0 + i) * a.stride + r; }, step, depth,
-                                        int(std::min<int64_t>(V::lanes, m - r))));
+                     load_columns<P, T>([&](int64_t i) { return a.data + (block.a + i) * a.stride + r; }, step,
+                                        block.depth, int(std::min<int64_t>(V::lanes, m - r))));
   }
 
-  // Tasks (strip of rows, panel) are dealt out, the same to the same worker for each block of k.
-  void multiply_block(int64_t k_0, int64_t first, int64_t count, T* out, int worker, int workers) const {
-    int64_t const depth = std::min(kDepth, k - k_0), all = strips(count), tasks = all * panel_count();
+  // Tasks (some panels, strip of rows, panel) are dealt out, the same to the same worker for each block of k.
+  void multiply_block(Block const& block, int64_t first, int64_t count, T* out, bool add, int worker,
+                      int workers) const {
+    int64_t const all = strips(count), tasks = all * panel_count();
+    int64_t const near = kInPlace || a.transposed ? kNear : panel_count();  // else each turn copies the rows again
     Strip strip;
     int64_t current = -1;
     for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; ++task) {
-      int64_t const s = task / panel_count(), at = count * s / all, rows = count * (s + 1) / all - at;
-      if (s != current) set_strip(strip, worker, first + at, rows, k_0, depth);
+      int64_t const p = task / (all * near) * near, panels_now = std::min(near, panel_count() - p),
+                    turn = task - all * p;
+      int64_t const s = turn / panels_now, at = count * s / all, rows = count * (s + 1) / all - at;
+      if (s != current) set_strip(strip, worker, first + at, rows, block);
       current = s;
-      multiply(strip, at, rows, task % panel_count(), k_0, depth, out);
+      multiply(strip, at, rows, p + turn % panels_now, block, out, add);
     }
   }
 
-  void pack_panel(int64_t p, int64_t k_0, int64_t depth) const {
-    P* const panel = panel_at(p, k_0, depth);
+  void pack_panel(int64_t p, Block const& block) const {
+    P* const panel = panel_at(p, block);
     int const columns = panel_columns(p);
     for (int j = 0; j < columns; ++j) {
       int64_t const column = column_at(p) + j * V::lanes;
       int const count = int(std::min<int64_t>(n - column, V::lanes));
       P* const out = panel + j * V::lanes;
       if (b.transposed) {
-        pack_transposed<P, T>([&](int lane) { return b.data + (column + lane) * b.stride + k_0; }, count, depth, out,
-                              columns * V::lanes);
+        pack_transposed<P, T>([&](int lane) { return b.data + (column + lane) * b.stride + block.b; }, count,
+                              block.depth, out, columns * V::lanes);
       } else {
-        pack_rows<P, T>([&](int64_t i) { return b.data + (k_0 + i) * b.stride + column; }, count, depth, out,
+        pack_rows<P, T>([&](int64_t i) { return b.data + (block.b + i) * b.stride + column; }, count, block.depth, out,
                         columns * V::lanes);
       }
     }
   }
 
-  void set_strip(Strip& strip, int worker, int64_t first, int64_t rows, int64_t k_0, int64_t depth) const {
+  void set_strip(Strip& strip, int worker, int64_t first, int64_t rows, Block const& block) const {
     if (a.transposed) {
       strip.stride = kStrip;
       for (int64_t r = 0; r < rows; ++r) strip.row[r] = reinterpret_cast<const Operand*>(copy_at(first + r));
       return;
     }
     strip.stride = 1;
-    if constexpr (std::is_same_v<T, Operand>) {
-      for (int64_t r = 0; r < rows; ++r) strip.row[r] = a.data + (first + r) * a.stride + k_0;
+    if constexpr (kInPlace) {
+      for (int64_t r = 0; r < rows; ++r) strip.row[r] = a.data + (first + r) * a.stride + block.a;
     } else {
-      int64_t const pitch = (depth + V::lanes - 1) / V::lanes * V::lanes;
+      int64_t const depth = block.depth, pitch = (depth + V::lanes - 1) / V::lanes * V::lanes;
       for (int64_t r = 0; r < rows; ++r) {
         P* const out = copies + worker * strip_pitch() + r * pitch;
         strip.row[r] = out;
         for (int64_t i = 0; i < depth; i += V::lanes)
           store(out + i,
-                load<V>(a.data + (first + r) * a.stride + k_0 + i, int(std::min<int64_t>(V::lanes, depth - i))));
+                load<V>(a.data + (first + r) * a.stride + block.a + i, int(std::min<int64_t>(V::lanes, depth - i))));
       }
     }
   }
 
-  void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, int64_t k_0, int64_t depth, T* out) const {
+  void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, Block const& block, T* out, bool add) const {
     alignas(64) C sums[std::max(kMaxAccumulators, kUnpackedRows * kColumns) * V::lanes];
-    const P* const panel = panel_at(p, k_0, depth);
     int const columns = panel_columns(p);
-    for (int64_t r = 0, count; r < rows; r += count) {
-      count = unpacked() ? rows : next_rows(rows - r, tile_rows(columns));
-      if (unpacked()) {
-        multiply_unpacked(strip, int(rows), p, k_0, depth, sums);
-      } else {
-        tile_table<P>.at[false][columns][count](panel, depth, strip.row + r, strip.stride, sums);
+    // Sums that need nothing more go straight to their place.
+    bool const straight = column_at(p + 1) <= n && !unpacked();
+    for (int64_t r = 0, now; r < rows; r += now) {
+      now = unpacked() ? rows : next_rows(rows - r, tile_rows(columns));
+      auto const tile = tile_table<P>.at[false][columns][now];
+      if constexpr (std::is_same_v<T, C>) {
+        if (straight) {
+          tile(panel_at(p, block), block.depth, strip.row + r, strip.stride,
+               {out + (at + r) * c_stride + column_at(p), c_stride, add || !block.begins});
+          continue;
+        }
       }
-      for (int i = 0; i < count; ++i)
+      if (unpacked())
+        multiply_unpacked(strip, int(rows), p, block, sums);
+      else
+        tile(panel_at(p, block), block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes});
+      for (int i = 0; i < now; ++i)
         for (int j = 0; j < columns; ++j)
-          finish(out, at + r + i, column_at(p) + j * V::lanes, load<V>(sums + (i * columns + j) * V::lanes), k_0,
-                 k_0 + depth >= k);
+          finish(out, at + r + i, column_at(p) + j * V::lanes, load<V>(sums + (i * columns + j) * V::lanes), block,
+                 add);
     }
   }
 
-  void multiply_unpacked(const Strip& strip, int rows, int64_t p, int64_t k_0, int64_t depth, C* sums) const {
+  void multiply_unpacked(const Strip& strip, int rows, int64_t p, Block const& block, C* sums) const {
     product_unpacked<P>(
         [&](int j) {
           int64_t const column = column_at(p) + j * V::lanes;
-          return WeightRows<T>{b.data + column * b.stride + k_0, b.stride,
+          return WeightRows<T>{b.data + column * b.stride + block.b, b.stride,
                                int(std::min<int64_t>(n - column, V::lanes))};
         },
-        panel_columns(p), depth, strip.row, rows, sums);
+        panel_columns(p), block.depth, strip.row, rows, sums);
   }
 
-  void finish(T* base, int64_t row, int64_t column, V sum, int64_t k_0, bool last) const {
+  void finish(T* base, int64_t row, int64_t column, V sum, Block const& block, bool add) const {
     int const count = int(std::min<int64_t>(V::lanes, n - column));
     T* const out = base + row * c_stride + column;
     if constexpr (std::is_same_v<T, C>) {
-      store(out, accumulate || k_0 > 0 ? load<V>(out, count) + sum : sum, count);
+      store(out, add || !block.begins ? load<V>(out, count) + sum : sum, count);
     } else {
-      if (k > kDepth) {
+      if (partial) {
         C* const part = partial + row * width() + column;
-        if (k_0 > 0) sum = load<V>(part) + sum;
-        if (!last) return store(part, sum);
+        if (!block.begins) sum = load<V>(part) + sum;
+        if (!block.ends) return store(part, sum);
       }
-      store(out, accumulate ? load<V>(out, count) + sum : sum, count);
+      store(out, add ? load<V>(out, count) + sum : sum, count);
     }
   }
 };

@@ -1,5 +1,6 @@
 // A layer backward, in phases that all workers run together: pack the weights (and make gates again that were not
-// kept), the time loops, the products over all rows for the gradients of the weights and of x.
+// kept); then, in turns of some steps, the time loops and the products for the gradients of the weights and of x, which
+// so find the gates' gradients in the cache, and need little memory for them.
 #pragma once
 
 #include "backward_sweep.h"
@@ -7,8 +8,21 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+// How many steps are a turn, the same for any number of workers, so that sums are.
+struct BackwardTurns {
+  int64_t count, steps;
+
+  template <class T>
+  static BackwardTurns make(const Problem& problem) {
+    int64_t const most = std::max<int64_t>(1, PackedGemm<T>::kDepth / std::max<int64_t>(1, problem.batch));
+    // Each sample's sums are short; those of several turns would be read and written more than they are added to.
+    int64_t const count = problem.per_sample ? 1 : std::max<int64_t>(1, (problem.steps + most - 1) / most);
+    return {count, (problem.steps + count - 1) / count};
+  }
+};
+
 template <class Cell, class T>
-BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, T* rebuilt, int64_t rows_together,
+BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int64_t rows_together, int64_t rows_of_turn,
                                     Platform& platform) {
   using C = compute_t<T>;
   using P = packed_t<T>;
@@ -20,22 +34,16 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, T* r
   buffers.first = PanelSet<P>::make(platform, size, problem.heads, 1, gates * head, rows_together);
   if (two_stage_gru) buffers.second = PanelSet<P>::make(platform, hidden, problem.heads, 1, head, rows_together);
   if (projection) buffers.second = PanelSet<P>::make(platform, hidden, 1, 1, size, rows_together);
-  buffers.saved = rebuilt ? rebuilt : saved;
-  if (rebuilt) {  // gates that were made again for this backward alone give their place to their gradients
-    buffers.d_gates = rebuilt;
-    buffers.d_split = Cell::split_gate ? rebuilt + problem.gate_size() : nullptr;
-    buffers.d_gates_stride = buffers.d_split_stride = problem.saved_size();
-  } else {
-    buffers.d_gates = scratch<T>(platform, problem.rows * problem.gate_size());
-    buffers.d_split = Cell::split_gate ? scratch<T>(platform, problem.rows * hidden) : nullptr;
-    buffers.d_gates_stride = problem.gate_size(), buffers.d_split_stride = hidden;
-  }
-  buffers.operand = scratch<T>(platform, problem.rows * size);
-  if (two_stage_gru) buffers.reset_operand = scratch<T>(platform, problem.rows * hidden);
+  buffers.saved = saved;
+  buffers.d_gates = scratch<T>(platform, rows_of_turn * problem.gate_size());
+  buffers.d_split = Cell::split_gate ? scratch<T>(platform, rows_of_turn * hidden) : nullptr;
+  buffers.operand = scratch<T>(platform, rows_of_turn * size);
+  if (two_stage_gru) buffers.reset_operand = scratch<T>(platform, rows_of_turn * hidden);
   if (projection) {
-    buffers.d_state = scratch<T>(platform, problem.rows * size);
-    buffers.projected = scratch<T>(platform, problem.rows * hidden);
+    buffers.d_state = scratch<T>(platform, rows_of_turn * size);
+    buffers.projected = scratch<T>(platform, rows_of_turn * hidden);
   }
+  buffers.d_bias = scratch<C>(platform, problem.samples() * (problem.gate_size() + hidden));
   buffers.pitch = pitch_for(problem, Vec<C>::lanes);
   for (int i = 0; i < Cell::states; ++i) buffers.carry[i] = scratch<C>(platform, problem.batch * buffers.pitch);
   buffers.d_operand_size = gates * hidden;
@@ -62,62 +70,86 @@ void pack_backward(const Problem& problem, const Group& group, const BackwardBuf
   }
 }
 
-// The gradients of the weights and of x: products over all rows, or each sample's. Fills `products` (if not null) and
+// x's gradient, a product of each turn.
+template <class T>
+PackedGemm<T> d_x_product(const Problem& problem, const Group& group, const GroupGradients& gradients,
+                          const BackwardBuffers<T>& buffers) {
+  int64_t const in = problem.input_size, all = problem.gate_size();
+  return {.m = problem.rows,
+          .n = in,
+          .k = all,
+          .a = {buffers.d_gates, all},
+          .b = {static_cast<const T*>(group.w_ih), in},
+          .c = static_cast<T*>(gradients.d_x),
+          .c_stride = in,
+          .keep_panels = true};
+}
+
+// Adds a turn's part to x's gradient. A direction whose gradient another one shares stores where that one was not yet.
+template <class T>
+void run_d_x(const PackedGemm<T>& product, const Problem& problem, const Timeline& time, const Turn& turn, bool reverse,
+             int64_t other, bool add, int worker, int workers) {
+  // Steps before `border` were added to, or those from it on.
+  int64_t const border = std::clamp(other, turn.first_step, turn.last_step);
+  int64_t const rows = border == problem.steps ? problem.rows : time.row(border, 0);
+  auto const part = [&](int64_t first, int64_t last, bool there) {
+    if (first < last)
+      product.rows(first - turn.first, last - first, product.c + first * product.c_stride, worker, workers, there);
+  };
+  if (!add) return part(turn.first, turn.first + turn.count, false);
+  part(turn.first, rows, !reverse);
+  part(rows, turn.first + turn.count, reverse);
+}
+
+// The gradients of the weights: products over all rows, in turns, or each sample's. Fills `products` (if not null) and
 // returns their number.
 template <class Cell, class T>
-int gradient_products(const Problem& problem, const Group& group, const GroupGradients& gradients,
-                      const BackwardBuffers<T>& buffers, const T* live_x, PackedGemm<T>* products) {
+int weight_products(const Problem& problem, const Group& group, const GroupGradients& gradients,
+                    const BackwardBuffers<T>& buffers, PackedGemm<T>* products) {
   int64_t const hidden = problem.hidden_size, in = problem.input_size, all = problem.gate_size(),
                 size = problem.state_size();
-  int64_t const head = problem.head_size(), d_stride = buffers.d_gates_stride, samples = problem.samples();
+  int64_t const head = problem.head_size(), samples = problem.samples();
   int count = 0;
-  auto add = [&](PackedGemm<T> product) {
-    if (products) new (&products[count]) PackedGemm<T>(product);
-    ++count;
-  };
-  if (gradients.d_x)
-    add({problem.rows,
-         in,
-         all,
-         {buffers.d_gates, d_stride},
-         {static_cast<const T*>(group.w_ih), in},
-         static_cast<T*>(gradients.d_x),
-         in,
-         gradients.accumulate_x});
   // d_weight[units, width] = d^T operand, of sample b.
   auto weight = [&](int64_t b, const T* d, int64_t stride, int64_t units, const T* operand, int64_t operand_stride,
-                    int64_t width, T* out) {
-    add({units,
-         width,
-         problem.sample_rows(),
-         {d + b * stride, stride * samples, true},
-         {operand + b * operand_stride, operand_stride * samples},
-         out,
-         width});
+                    int64_t width, T* out, bool operand_of_turn = true) {
+    if (products)
+      new (&products[count])
+          PackedGemm<T>{.m = units,
+                        .n = width,
+                        .k = problem.sample_rows(),
+                        .a = {d + b * stride, stride * samples, true, true},
+                        .b = {operand + b * operand_stride, operand_stride * samples, false, operand_of_turn},
+                        .c = out,
+                        .c_stride = width};
+    ++count;
   };
   int64_t const width = size / problem.heads;
   // The last gate stands alone where its gradient or its operand differs.
   int64_t const together = Cell::split_gate || buffers.reset_operand ? Cell::gates - 1 : Cell::gates;
   for (int64_t b = 0; b < samples; ++b) {
-    if (gradients.d_w_ih)
-      weight(b, buffers.d_gates, d_stride, all, live_x, in, in, static_cast<T*>(gradients.d_w_ih) + b * all * in);
+    if (gradients.d_w_ih) {
+      const T* const x = buffers.live_x ? buffers.live_x : static_cast<const T*>(group.x);
+      weight(b, buffers.d_gates, all, all, x, in, in, static_cast<T*>(gradients.d_w_ih) + b * all * in,
+             buffers.live_x != nullptr);
+    }
     if (gradients.d_w_hh) {
       T* const out = static_cast<T*>(gradients.d_w_hh) + b * all * width;
       auto block = [&](int64_t row, int64_t units, const T* d, int64_t stride, const T* operand, int64_t column) {
         weight(b, d, stride, units, operand + column, size, width, out + row * width);
       };
       if (problem.heads == 1) {
-        block(0, together * hidden, buffers.d_gates, d_stride, buffers.operand, 0);
+        block(0, together * hidden, buffers.d_gates, all, buffers.operand, 0);
       } else {
         for (int64_t g = 0; g < together; ++g)
           for (int64_t j = 0; j < hidden; j += head)
-            block(g * hidden + j, head, buffers.d_gates + g * hidden + j, d_stride, buffers.operand, j);
+            block(g * hidden + j, head, buffers.d_gates + g * hidden + j, all, buffers.operand, j);
       }
       if (together < Cell::gates) {
         const T* const d = Cell::split_gate ? buffers.d_split : buffers.d_gates + together * hidden;
         const T* const operand = Cell::split_gate ? buffers.operand : buffers.reset_operand;
         for (int64_t j = 0; j < hidden; j += head)
-          block(together * hidden + j, head, d + j, Cell::split_gate ? buffers.d_split_stride : d_stride, operand, j);
+          block(together * hidden + j, head, d + j, Cell::split_gate ? hidden : all, operand, j);
       }
     }
     if (gradients.d_w_hr)
@@ -127,24 +159,24 @@ int gradient_products(const Problem& problem, const Group& group, const GroupGra
   return count;
 }
 
-// Column sums [first, last) of `rows` rows, 256 rows at a time.
+// Sums of columns [first, last) of `rows` rows, 256 rows at a time, added to those of the turns before.
 template <class T>
-void sum_rows(const T* from, int64_t stride, int64_t rows, int64_t first, int64_t last, T* to) {
-  using V = Vec<compute_t<T>>;
+void sum_rows(const T* from, int64_t stride, int64_t rows, int64_t first, int64_t last, bool add, compute_t<T>* to) {
+  using C = compute_t<T>;
+  using V = Vec<C>;
   constexpr int kWide = 4;  // vectors at a time: whole cache lines, several of them
   for (int64_t j = first; j < last; j += kWide * V::lanes) {
     V sum[kWide];
     int n[kWide];
     for (int v = 0; v < kWide; ++v) {
-      sum[v] = V(compute_t<T>(0));
       n[v] = int(std::clamp<int64_t>(last - j - v * V::lanes, 0, V::lanes));
+      sum[v] = add ? load<V>(to + j + v * V::lanes, n[v]) : V(C(0));
     }
     for (int64_t r = 0; r < rows; r += 256) {
       V part[kWide];
-      for (V& p : part) p = V(compute_t<T>(0));
+      for (V& p : part) p = V(C(0));
       for (int64_t i = r; i < std::min(rows, r + 256); ++i) {
         const T* const row = from + i * stride + j;
-        __builtin_prefetch(row + 8 * stride);
         for (int v = 0; v < kWide; ++v) part[v] = part[v] + load<V>(row + v * V::lanes, n[v]);
       }
       for (int v = 0; v < kWide; ++v) sum[v] = sum[v] + part[v];
@@ -153,45 +185,45 @@ void sum_rows(const T* from, int64_t stride, int64_t rows, int64_t first, int64_
   }
 }
 
+// The biases' gradients, a turn's part; with the last one they are stored.
 template <class Cell, class T>
-void sum_biases(const Problem& problem, const GroupGradients& gradients, const BackwardBuffers<T>& buffers, int worker,
-                int workers) {
+void sum_biases(const Problem& problem, const GroupGradients& gradients, const BackwardBuffers<T>& buffers,
+                int64_t rows, bool begins, bool ends, int worker, int workers) {
+  if (!gradients.d_b_ih && !gradients.d_b_hh) return;
   int64_t const all = problem.gate_size(), hidden = problem.hidden_size, split = all - hidden;
   int64_t const samples = problem.samples();
   constexpr int64_t kColumns = 64;  // whole cache lines a worker
-  auto const sum = [&](int64_t b, const T* from, int64_t stride, int64_t first, int64_t last, T* to) {
-    sum_rows(from + b * stride, stride * samples, problem.sample_rows(), first, last, to);
-  };
   for (int64_t b = 0; b < samples; ++b) {
-    auto* const d_b_ih = gradients.d_b_ih ? static_cast<T*>(gradients.d_b_ih) + b * all : nullptr;
-    auto* const d_b_hh = gradients.d_b_hh ? static_cast<T*>(gradients.d_b_hh) + b * all : nullptr;
+    compute_t<T>* const sums = buffers.d_bias + b * (all + hidden);
     for (int64_t first = worker * kColumns; first < all; first += workers * kColumns) {
-      int64_t const last = std::min(all, first + kColumns);
-      if (d_b_ih) sum(b, buffers.d_gates, buffers.d_gates_stride, first, last, d_b_ih);
-      if (!d_b_hh) continue;
-      int64_t const shared = Cell::split_gate ? std::min(last, split) : last;  // columns in which the two are the same
-      if (d_b_ih) {
-        for (int64_t j = first; j < shared; ++j) d_b_hh[j] = d_b_ih[j];
-      } else {
-        sum(b, buffers.d_gates, buffers.d_gates_stride, first, shared, d_b_hh);
+      int64_t const last = std::min(all, first + kColumns), shared = Cell::split_gate ? split : all;
+      sum_rows(buffers.d_gates + b * all, all * samples, rows / samples, first, last, !begins, sums);
+      if (last > shared)
+        sum_rows(buffers.d_split + b * hidden, hidden * samples, rows / samples, std::max(first, split) - split,
+                 last - split, !begins, sums + all);
+      if (!ends) continue;
+      for (int64_t j = first; j < last; ++j) {
+        if (gradients.d_b_ih) static_cast<T*>(gradients.d_b_ih)[b * all + j] = from_compute<T>(sums[j]);
+        if (gradients.d_b_hh)
+          static_cast<T*>(gradients.d_b_hh)[b * all + j] = from_compute<T>(sums[j < shared ? j : all + j - split]);
       }
-      if (Cell::split_gate && last > split)
-        sum(b, buffers.d_split, buffers.d_split_stride, std::max(first, split) - split, last - split, d_b_hh + split);
     }
   }
 }
 
-// x with zeros past the lengths.
+// x with zeros past the lengths, of a turn.
 template <class T>
-void copy_live(const Problem& problem, const Timeline& time, const Group& group, T* copy, int worker, int workers) {
+void copy_live(const Problem& problem, const Timeline& time, const Group& group, const Turn& turn, T* copy, int worker,
+               int workers) {
   size_t const bytes = problem.input_size * sizeof(T);
-  for (int64_t t = worker; t < problem.steps; t += workers)
+  for (int64_t t = turn.first_step + worker; t < turn.last_step; t += workers)
     for (int64_t b = 0; b < problem.batch; ++b) {
-      int64_t const at = time.row(t, b) * problem.input_size;
+      int64_t const at = time.row(t, b);
+      T* const to = copy + (at - turn.first) * problem.input_size;
       if (t < time.lengths[b])
-        std::memcpy(copy + at, static_cast<const T*>(group.x) + at, bytes);
+        std::memcpy(to, static_cast<const T*>(group.x) + at * problem.input_size, bytes);
       else
-        std::memset(copy + at, 0, bytes);
+        std::memset(to, 0, bytes);
     }
 }
 
@@ -216,21 +248,21 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   auto* const again = scratch<ForwardBuffers<T>>(platform, count);
   auto* const again_products = scratch<PackedGemm<T>>(platform, count);
   auto* const buffers = scratch<BackwardBuffers<T>>(platform, count);
-  auto* const live_x = scratch<const T*>(platform, count);
-  auto* const x_copy = zeros<T*>(platform, slots.count);
+  auto* const d_x = scratch<PackedGemm<T>>(platform, count);
+  auto* const d_x_scratch = zeros<ProductScratch<T>>(platform, slots.count);
   auto* const first_product = scratch<int>(platform, count + 1);
+  BackwardTurns const turns = BackwardTurns::make<T>(problem);
   first_product[0] = 0;
   for (int g = 0; g < count; ++g) {
     int const slot = slots.slot(g);
     if (slot == g) {
-      T* gates = nullptr;
-      if (problem.recompute) {
-        gates = scratch<T>(platform, problem.rows * problem.saved_size());
+      T* const gates = problem.recompute ? scratch<T>(platform, problem.rows * problem.saved_size()) : nullptr;
+      if (gates)
         new (&again[g])
             ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], gates, Forward::kTogether, false, platform));
-      }
-      new (&buffers[g]) BackwardBuffers<T>(
-          backward_buffers<Cell, T>(problem, static_cast<const T*>(groups[g].gates), gates, together, platform));
+      new (&buffers[g])
+          BackwardBuffers<T>(backward_buffers<Cell, T>(problem, gates ? gates : static_cast<const T*>(groups[g].gates),
+                                                       together, turns.steps * problem.batch, platform));
     } else {
       if (problem.recompute) {
         new (&again[g]) ForwardBuffers<T>(again[slot]);
@@ -239,18 +271,24 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       new (&buffers[g]) BackwardBuffers<T>(buffers[slot]);
       if (!problem.recompute) buffers[g].saved = static_cast<const T*>(groups[g].gates);
     }
-    live_x[g] = static_cast<const T*>(groups[g].x);
-    if (!time[g].uniform && !time[g].offsets && gradients[g].d_w_ih) {
-      if (!x_copy[slot]) x_copy[slot] = scratch<T>(platform, problem.rows * problem.input_size);
-      live_x[g] = x_copy[slot];
+    if (!time[g].uniform && !time[g].offsets && gradients[g].d_w_ih && !buffers[slot].live_x)
+      buffers[g].live_x = buffers[slot].live_x = scratch<T>(platform, turns.steps * problem.batch * problem.input_size);
+    if (gradients[g].d_x) {
+      new (&d_x[g]) PackedGemm<T>(d_x_product(problem, groups[g], gradients[g], buffers[g]));
+      if (!d_x_scratch[slot].panels)
+        d_x_scratch[slot] = ProductScratch<T>::make(&d_x[g], 1, slots.workers(plan), platform);
+      d_x_scratch[slot].give(d_x[g]);
     }
     if (problem.recompute) new (&again_products[g]) PackedGemm<T>(input_product(problem, groups[g], again[g]));
     first_product[g + 1] =
-        first_product[g] + gradient_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], live_x[g], nullptr);
+        first_product[g] + weight_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], nullptr);
   }
   auto* const products = scratch<PackedGemm<T>>(platform, first_product[count]);
   for (int g = 0; g < count; ++g)
-    gradient_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], live_x[g], products + first_product[g]);
+    weight_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], products + first_product[g]);
+  for (int i = 0; i < first_product[count]; ++i)
+    if (int64_t const size = products[i].partial_elements(turns.count > 1))
+      products[i].partial = scratch<C>(platform, size);
   slots.share(products, [&](int g) { return first_product[g]; }, count, plan, platform);
   if (problem.recompute) slots.share(again_products, [](int g) { return g; }, count, plan, platform);
 
@@ -269,7 +307,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
     for (int g = first; g < last; ++g) {
       pack_backward(problem, groups[g], buffers[g], worker, workers);
       if (problem.recompute) pack_forward<Cell, T>(rebuilt, groups[g], again[g], worker, workers);
-      if (live_x[g] != groups[g].x) copy_live(problem, time[g], groups[g], const_cast<T*>(live_x[g]), worker, workers);
+      if (gradients[g].d_x) d_x[g].pack(worker, workers);
     }
     if (problem.recompute) {
       C* const state = rebuild_state + place * 3 * rebuild_size;
@@ -302,17 +340,41 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       return Sweep(cell, problem, groups[g], gradients[g], buffers[g], time[g], mine, live,
                    rows + (base + g) * problem.batch);
     });
-    team.run(0, problem.steps, [&](int i, int stage) {
-      return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
-    });
+    for (int64_t c = 0, s = 0; c < turns.count; ++c, s += turns.steps) {
+      int64_t const steps = std::min(turns.steps, problem.steps - s), done = s + steps;
+      bool const begins = c == 0, ends = c + 1 == turns.count;
+      for (int g = first; g < last; ++g) {
+        Turn const turn = turn_of(problem, time[g], !groups[g].reverse, s, steps);
+        team.sweeps[g - first].begin_turn(turn, team.first(), team.stride());
+        if (buffers[g].live_x) copy_live(problem, time[g], groups[g], turn, buffers[g].live_x, worker, workers);
+      }
+      team.run(s, done, [&](int i, int stage) {
+        return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
+      });
+      barrier.wait(workers);
+      for (int g = first; g < last; ++g) {
+        Turn const turn = turn_of(problem, time[g], !groups[g].reverse, s, steps);
+        sum_biases<Cell, T>(problem, gradients[g], buffers[g], turn.count, begins, ends, worker, workers);
+        if (gradients[g].d_x) {
+          // The direction that shares it has come to its own steps of this turn before, after, or ran alone.
+          bool const second = gradients[g].accumulate_x,
+                     shared = second || (g + 1 < last && gradients[g + 1].accumulate_x);
+          int64_t const others = n == 1 ? problem.steps : second ? done : s;
+          if (second) barrier.wait(workers);
+          run_d_x(d_x[g], problem, time[g], turn, groups[g].reverse,
+                  groups[g].reverse ? problem.steps - others : others, shared, worker, workers);
+        }
+        for (int i = first_product[g]; i < first_product[g + 1]; ++i)
+          products[i].run_turn(turn.first, problem.per_sample ? problem.steps : turn.count, begins, ends, barrier,
+                               worker, workers, i > first_product[g] ? &products[i - 1] : nullptr);
+      }
+      barrier.wait(workers);
+    }
     for (int i = 0; i < n; ++i) {
       if (team.sweeps[i].rows() == 0) continue;
       int const panels = buffers[first + i].first.count;
       team.sweeps[i].end(panels * team.first() / team.stride(), panels * (team.first() + 1) / team.stride());
     }
-    barrier.wait(workers);
-    for (int i = first_product[first]; i < first_product[last]; ++i) products[i].run(barrier, worker, workers);
-    for (int g = first; g < last; ++g) sum_biases<Cell, T>(problem, gradients[g], buffers[g], worker, workers);
   });
 }
 

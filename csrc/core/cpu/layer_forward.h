@@ -9,7 +9,8 @@ namespace rnnkern::RNNKERN_ISA {
 // How many rows a worker runs together, and how many steps' gates_x are made at a time: the input product and the time
 // loop take turns, so that gates_x is still in the cache when it is read, and gates that nobody keeps need little
 // memory.
-constexpr int64_t kGatesTogether = int64_t(1) << 18;  // elements of gates_x
+constexpr int64_t kGatesTogether = int64_t(1) << 18;  // elements of gates_x, or
+constexpr int64_t kRowsTogether = 256;                // rows, if that is more: each turn reads all of w_ih
 
 struct ForwardTurns {
   int64_t rows_together, steps_together;
@@ -17,7 +18,8 @@ struct ForwardTurns {
   ForwardTurns(const Problem& problem, int groups, const Plan& plan) {
     int64_t const batch = problem.batch, sharing = plan.split == Split::rows ? plan.workers : 1;
     rows_together = std::max<int64_t>(1, std::min(batch, (batch * groups + sharing - 1) / sharing));
-    int64_t const turns = (problem.steps * batch * problem.gate_size() - 1) / kGatesTogether + 1;
+    int64_t const most = std::max(kGatesTogether, kRowsTogether * problem.gate_size());
+    int64_t const turns = (problem.steps * batch * problem.gate_size() - 1) / most + 1;
     steps_together = (problem.steps + turns - 1) / turns;
   }
 };
@@ -102,16 +104,6 @@ void pack_forward(const Problem& problem, const Group& group, const ForwardBuffe
   }
 }
 
-// The rows of `steps` steps, the first of which is `s` in the order of processing.
-struct RowRange {
-  int64_t first, count;
-};
-inline RowRange rows_of(const Problem& problem, const Timeline& time, bool reverse, int64_t s, int64_t steps) {
-  int64_t const t = reverse ? problem.steps - s - steps : s;
-  auto const at = [&](int64_t step) { return step == problem.steps ? problem.rows : time.row(step, 0); };
-  return {at(t), at(t + steps) - at(t)};
-}
-
 // The phases: `buffers` and `products`, the input products, are each group's; `rows` [workers][groups][B].
 template <class Cell, class T, class Panels, class Product>
 void run_forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
@@ -147,11 +139,11 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
     for (int64_t s = 0; s < problem.steps; s += steps_together) {
       int64_t const steps = std::min(steps_together, problem.steps - s);
       for (int g = first; g < last; ++g) {
-        RowRange const range = rows_of(problem, time[g], groups[g].reverse, s, steps);
+        Turn const turn = turn_of(problem, time[g], groups[g].reverse, s, steps);
         bool const kept = groups[g].gates != nullptr;
-        T* const gates = buffers[g].gates + (kept ? range.first * buffers[g].gates_stride : 0);
-        products[g].rows(range.first, range.count, gates, worker, workers);
-        team.sweeps[g - first].set_gates(gates, range.first);
+        T* const gates = buffers[g].gates + (kept ? turn.first * buffers[g].gates_stride : 0);
+        products[g].rows(turn.first, turn.count, gates, worker, workers);
+        team.sweeps[g - first].set_gates(gates, turn.first);
       }
       barrier.wait(workers);
       team.run(s, s + steps, [&](int i, int stage) {

@@ -104,7 +104,8 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
       now = next_rows(count - r, together);
       const typename Packed<P>::Operand* operand[kMaxRows];
       for (int i = 0; i < now; ++i) operand[i] = rows[r + i].operand + panel.operand;
-      tile_table<P>.at[set.streamed][columns][now](set.data + panel.data, set.depth, operand, 1, sums);
+      tile_table<P>.at[set.streamed][columns][now](set.data + panel.data, set.depth, operand, 1,
+                                                   {sums, columns * lanes});
       for (int i = 0; i < now; ++i)
         for (int s = 0; s < panel.blocks; ++s)
           finish(rows[r + i], panel, panel.unit + s * lanes, std::min(lanes, panel.units - s * lanes),

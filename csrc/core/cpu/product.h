@@ -15,11 +15,19 @@ constexpr int kStreamedRows = 2;             // a product of more rows is not bo
 constexpr int64_t kStreamedBytes = 1 << 20;  // weights beyond this come from farther than the second cache
 constexpr int64_t kStreamedAhead = 4096;     // bytes: hardware prefetching stops at a page's end
 
-// out[r][c] = sum over k of a[r][k * stride] * panel[k][c]; panel [packed_steps(depth)][COLS][lanes], out
-// [ROWS][COLS][lanes]. In pairs the stride is that of a pair. STREAMED: the panel is asked for ahead of its use.
+// Where a tile's sums go: row r at data + r * pitch. In memory, for the tile has no register to spare for it.
+template <class P>
+struct TileSums {
+  typename Packed<P>::Sum* data;
+  int64_t pitch;
+  bool add = false;
+};
+
+// out[r][c] = sum over k of a[r][k * stride] * panel[k][c]; panel [packed_steps(depth)][COLS][lanes]. In pairs the
+// stride is that of a pair. STREAMED: the panel is asked for ahead of its use.
 template <class P, int COLS, int ROWS, bool STREAMED>
 void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Operand* const* a, int64_t stride,
-                  typename Packed<P>::Sum* out) {
+                  TileSums<P> const& out) {
   using V = sums_t<P>;
   using Operand = typename Packed<P>::Operand;
   V sum[ROWS][COLS];
@@ -50,10 +58,13 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
   if constexpr (Packed<P>::together > 1) {
     if (depth % 2 == 1) step([&](const Operand* x) { return broadcast_half(x, at); });
   }
+  auto* to = out.data;
+  int64_t const pitch = out.pitch;
+  bool const add = out.add;
 #pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r)
+  for (int r = 0; r < ROWS; ++r, to += pitch)
 #pragma GCC unroll 8
-    for (int c = 0; c < COLS; ++c) store(out + (r * COLS + c) * V::lanes, sum[r][c]);
+    for (int c = 0; c < COLS; ++c) store(to + c * V::lanes, add ? load<V>(to + c * V::lanes) + sum[r][c] : sum[r][c]);
 }
 
 template <class P>

@@ -33,7 +33,8 @@ inline void make_timelines(const Problem& problem, const Group* groups, int coun
   }
 }
 
-// Scratch that several products may use one after the other; panels that are kept, one product alone.
+// Scratch that several products may use one after the other; panels that are kept, and sums between turns, belong to
+// one product alone.
 template <class T>
 struct ProductScratch {
   packed_t<T>*panels, *copies;
@@ -43,14 +44,15 @@ struct ProductScratch {
     int64_t panels = 0, partial = 0, copies = 0;
     for (int i = 0; i < count; ++i) {
       panels = std::max(panels, products[i].panel_elements());
-      partial = std::max(partial, products[i].partial_elements());
+      if (!products[i].partial) partial = std::max(partial, products[i].partial_elements());
       copies = std::max(copies, products[i].copy_elements(workers));
     }
     return {scratch<packed_t<T>>(platform, panels), scratch<packed_t<T>>(platform, copies),
             scratch<compute_t<T>>(platform, partial)};
   }
   void give(PackedGemm<T>& product) const {
-    product.panels = panels, product.partial = partial, product.copies = copies;
+    product.panels = panels, product.copies = copies;
+    if (!product.partial && product.partial_elements() > 0) product.partial = partial;
   }
 };
 

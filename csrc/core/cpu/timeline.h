@@ -28,6 +28,17 @@ struct Timeline {
 // Fills the arrays from a schedule in host memory; storage: 2 * B + T elements.
 Timeline make_timeline(const Problem& problem, const Schedule& schedule, int64_t* storage);
 
+// The rows of steps [first_step, last_step).
+struct Turn {
+  int64_t first_step, last_step, first, count;
+};
+// Of the `steps` steps from `s` on in the order of processing.
+inline Turn turn_of(const Problem& problem, const Timeline& time, bool last_first, int64_t s, int64_t steps) {
+  int64_t const t = last_first ? problem.steps - s - steps : s;
+  auto const at = [&](int64_t step) { return step == problem.steps ? problem.rows : time.row(step, 0); };
+  return {t, t + steps, at(t), at(t + steps) - at(t)};
+}
+
 // The rows that one worker runs, by falling length, of which a prefix is live at each step.
 struct LiveRows {
   const Timeline* time = nullptr;
