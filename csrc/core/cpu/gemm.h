@@ -29,7 +29,7 @@ class PackedGemm {
 
  public:
   static constexpr int64_t kDepth = 512;  // of k at a time
-  int64_t m, n, k;
+  int64_t m, n, k;                        // m: with rows(), the most that come at a time
   Matrix<T> a, b;
   T* c;
   int64_t c_stride;

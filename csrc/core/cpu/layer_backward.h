@@ -73,9 +73,9 @@ void pack_backward(const Problem& problem, const Group& group, const BackwardBuf
 // x's gradient, a product of each turn.
 template <class T>
 PackedGemm<T> d_x_product(const Problem& problem, const Group& group, const GroupGradients& gradients,
-                          const BackwardBuffers<T>& buffers) {
+                          const BackwardBuffers<T>& buffers, int64_t rows_of_turn) {
   int64_t const in = problem.input_size, all = problem.gate_size();
-  return {.m = problem.rows,
+  return {.m = rows_of_turn,
           .n = in,
           .k = all,
           .a = {buffers.d_gates, all},
@@ -237,7 +237,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   make_timelines(problem, groups, count, time, platform);
   Slots slots(plan, count);
   for (int g = 0; g < count; ++g)
-    if (gradients[g].accumulate_x) slots.keep_order(plan, count);
+    if (gradients[g].accumulate_x) slots.keep_order(count);
   int const sharing = plan.split == Split::rows ? plan.workers : 1;
   int64_t const together =
       std::max<int64_t>(1, std::min(problem.batch, (problem.batch * count + sharing - 1) / sharing));
@@ -252,6 +252,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   auto* const d_x_scratch = zeros<ProductScratch<T>>(platform, slots.count);
   auto* const first_product = scratch<int>(platform, count + 1);
   BackwardTurns const turns = BackwardTurns::make<T>(problem);
+  int64_t const rows_of_turn = turns.steps * problem.batch;
   first_product[0] = 0;
   for (int g = 0; g < count; ++g) {
     int const slot = slots.slot(g);
@@ -260,9 +261,8 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       if (gates)
         new (&again[g])
             ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], gates, Forward::kTogether, false, platform));
-      new (&buffers[g])
-          BackwardBuffers<T>(backward_buffers<Cell, T>(problem, gates ? gates : static_cast<const T*>(groups[g].gates),
-                                                       together, turns.steps * problem.batch, platform));
+      new (&buffers[g]) BackwardBuffers<T>(backward_buffers<Cell, T>(
+          problem, gates ? gates : static_cast<const T*>(groups[g].gates), together, rows_of_turn, platform));
     } else {
       if (problem.recompute) {
         new (&again[g]) ForwardBuffers<T>(again[slot]);
@@ -272,9 +272,9 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       if (!problem.recompute) buffers[g].saved = static_cast<const T*>(groups[g].gates);
     }
     if (!time[g].uniform && !time[g].offsets && gradients[g].d_w_ih && !buffers[slot].live_x)
-      buffers[g].live_x = buffers[slot].live_x = scratch<T>(platform, turns.steps * problem.batch * problem.input_size);
+      buffers[g].live_x = buffers[slot].live_x = scratch<T>(platform, rows_of_turn * problem.input_size);
     if (gradients[g].d_x) {
-      new (&d_x[g]) PackedGemm<T>(d_x_product(problem, groups[g], gradients[g], buffers[g]));
+      new (&d_x[g]) PackedGemm<T>(d_x_product(problem, groups[g], gradients[g], buffers[g], rows_of_turn));
       if (!d_x_scratch[slot].panels)
         d_x_scratch[slot] = ProductScratch<T>::make(&d_x[g], 1, slots.workers(plan), platform);
       d_x_scratch[slot].give(d_x[g]);
@@ -356,10 +356,10 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
         Turn const turn = turn_of(problem, time[g], !groups[g].reverse, s, steps);
         sum_biases<Cell, T>(problem, gradients[g], buffers[g], turn.count, begins, ends, worker, workers);
         if (gradients[g].d_x) {
-          // The direction that shares it has come to its own steps of this turn before, after, or ran alone.
+          // The direction that shares it comes to its own steps of this turn after this one, or before.
           bool const second = gradients[g].accumulate_x,
                      shared = second || (g + 1 < last && gradients[g + 1].accumulate_x);
-          int64_t const others = n == 1 ? problem.steps : second ? done : s;
+          int64_t const others = second ? done : s;
           if (second) barrier.wait(workers);
           run_d_x(d_x[g], problem, time[g], turn, groups[g].reverse,
                   groups[g].reverse ? problem.steps - others : others, shared, worker, workers);

@@ -64,10 +64,8 @@ struct Slots {
 
   Slots(const Plan& plan, int groups)
       : whole(plan.whole_groups(groups)), count(whole ? std::min(plan.workers, groups) : groups) {}
-  // A group adds to what the one before it made.
-  void keep_order(const Plan& plan, int groups) {
-    if (plan.workers > 1) whole = false, count = groups;
-  }
+  // A group adds to what the one before it made: they take turns, with any number of workers in the same order.
+  void keep_order(int groups) { whole = false, count = groups; }
   int slot(int g) const { return g % count; }
   int workers(const Plan& plan) const { return whole ? 1 : plan.workers; }  // that run a group
 
