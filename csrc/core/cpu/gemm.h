@@ -28,8 +28,8 @@ class PackedGemm {
   static constexpr bool kInPlace = std::is_same_v<T, Operand>;
 
  public:
-  static constexpr int64_t kDepth = 512;  // of k at a time
-  int64_t m, n, k;                        // m: with rows(), the most that come at a time
+  static constexpr int64_t kDepth = 512 * Packed<P>::together;  // of k at a time
+  int64_t m, n, k;                                              // m: with rows(), the most that come at a time
   Matrix<T> a, b;
   T* c;
   int64_t c_stride;
@@ -185,26 +185,22 @@ class PackedGemm {
   void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, Block const& block, T* out, bool add) const {
     alignas(64) C sums[std::max(kMaxAccumulators, kUnpackedRows * kColumns) * V::lanes];
     int const columns = panel_columns(p);
-    // Sums that need nothing more go straight to their place.
-    bool const straight = column_at(p + 1) <= n && !unpacked();
+    if (unpacked()) {
+      multiply_unpacked(strip, int(rows), p, block, sums);
+      return finish(out, at, rows, p, sums, block, add);
+    }
     for (int64_t r = 0, now; r < rows; r += now) {
-      now = unpacked() ? rows : next_rows(rows - r, tile_rows(columns));
+      now = next_rows(rows - r, tile_rows(columns));
       auto const tile = tile_table<P>.at[false][columns][now];
       if constexpr (std::is_same_v<T, C>) {
-        if (straight) {
+        if (column_at(p + 1) <= n) {  // sums that need nothing more go straight to their place
           tile(panel_at(p, block), block.depth, strip.row + r, strip.stride,
                {out + (at + r) * c_stride + column_at(p), c_stride, add || !block.begins});
           continue;
         }
       }
-      if (unpacked())
-        multiply_unpacked(strip, int(rows), p, block, sums);
-      else
-        tile(panel_at(p, block), block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes});
-      for (int i = 0; i < now; ++i)
-        for (int j = 0; j < columns; ++j)
-          finish(out, at + r + i, column_at(p) + j * V::lanes, load<V>(sums + (i * columns + j) * V::lanes), block,
-                 add);
+      tile(panel_at(p, block), block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes});
+      finish(out, at + r, now, p, sums, block, add);
     }
   }
 
@@ -218,6 +214,11 @@ class PackedGemm {
         panel_columns(p), block.depth, strip.row, rows, sums);
   }
 
+  void finish(T* base, int64_t first, int64_t rows, int64_t p, const C* sums, Block const& block, bool add) const {
+    for (int64_t row = first; row < first + rows; ++row)
+      for (int64_t column = column_at(p); column < column_at(p + 1); column += V::lanes, sums += V::lanes)
+        finish(base, row, column, load<V>(sums), block, add);
+  }
   void finish(T* base, int64_t row, int64_t column, V sum, Block const& block, bool add) const {
     int const count = int(std::min<int64_t>(V::lanes, n - column));
     T* const out = base + row * c_stride + column;

@@ -53,12 +53,27 @@ template <class C>
 RNNKERN_INLINE Vec<C> positive(Vec<C> v, Vec<C> a, Vec<C> b) {
   return Vec<C>(v.v > typename Vec<C>::Native{} ? a.v : b.v);
 }
+// The hardware's instructions give their second operand where one is NaN, which the compiler does not use of itself.
 template <class C>
 RNNKERN_INLINE Vec<C> minimum(Vec<C> a, Vec<C> limit) {  // NaN passes
+#if RNNKERN_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<C, float>)
+    return Vec<C>((typename Vec<C>::Native)_mm512_min_ps((__m512)limit.v, (__m512)a.v));
+#elif RNNKERN_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<C, float>)
+    return Vec<C>((typename Vec<C>::Native)_mm256_min_ps((__m256)limit.v, (__m256)a.v));
+#endif
   return Vec<C>(a.v > limit.v ? limit.v : a.v);
 }
 template <class C>
 RNNKERN_INLINE Vec<C> maximum(Vec<C> a, Vec<C> limit) {
+#if RNNKERN_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<C, float>)
+    return Vec<C>((typename Vec<C>::Native)_mm512_max_ps((__m512)limit.v, (__m512)a.v));
+#elif RNNKERN_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<C, float>)
+    return Vec<C>((typename Vec<C>::Native)_mm256_max_ps((__m256)limit.v, (__m256)a.v));
+#endif
   return Vec<C>(a.v < limit.v ? limit.v : a.v);
 }
 
@@ -80,14 +95,30 @@ typedef uint16_t Half16 __attribute__((vector_size(RNNKERN_VECTOR_BYTES / 2)));
 
 template <class V>
 RNNKERN_INLINE V widen(Half16 h, BFloat16) {
-  return from_bits<V>(__builtin_convertvector(h, typename V::Bits) << 16);
+  using Bits = typename V::Bits;
+#if RNNKERN_VECTOR_BYTES == 64  // gcc 12 takes five instructions for a conversion of its own
+  return from_bits<V>((Bits)_mm512_cvtepu16_epi32((__m256i)h) << 16);
+#elif RNNKERN_VECTOR_BYTES == 32
+  return from_bits<V>((Bits)_mm256_cvtepu16_epi32((__m128i)h) << 16);
+#else
+  return from_bits<V>(__builtin_convertvector(h, Bits) << 16);
+#endif
 }
 RNNKERN_INLINE Half16 narrow(Vec<float> a, BFloat16) {
+#ifdef RNNKERN_BF16_DOT  // subnormals become zeros, as they do in the dot products
+  return (Half16)_mm512_cvtneps_pbh((__m512)a.v);
+#else
   typedef uint32_t Unsigned __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));  // a NaN's bits may overflow
   auto const b = (Unsigned)bits(a);
   auto const rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
   auto const quiet = (b >> 16) | 0x40;
-  return __builtin_convertvector(a.v == a.v ? rounded : quiet, Half16);
+  auto const kept = a.v == a.v ? rounded : quiet;
+#if RNNKERN_VECTOR_BYTES == 64
+  return (Half16)_mm512_cvtepi32_epi16((__m512i)kept);
+#else
+  return __builtin_convertvector(kept, Half16);
+#endif
+#endif
 }
 
 template <class V>
@@ -195,10 +226,13 @@ RNNKERN_INLINE void exp_parts(Vec<C> x, Vec<C>& scale, Vec<C>& expm1) {
   V const n = shifted - V(E::round);
   V const r = (x - n * V(E::ln2_high)) - n * V(E::ln2_low);
   scale = from_bits<V>((bits(shifted) << E::mantissa) + bits(V(C(1))));
-  V series = V(C(kInverseFactorial.of[E::terms]));
+  // Two terms at a time, which do not wait for each other.
+  auto const pair = [&](int i) { return V(C(kInverseFactorial.of[i + 1])) * r + V(C(kInverseFactorial.of[i])); };
+  V const square = r * r;
+  V series = pair(E::terms - 1);
 #pragma GCC unroll 16
-  for (int i = E::terms - 1; i >= 2; --i) series = series * r + V(C(kInverseFactorial.of[i]));
-  expm1 = r * r * series + r;
+  for (int i = E::terms - 3; i >= 2; i -= 2) series = series * square + pair(i);
+  expm1 = square * series + r;
 }
 
 template <class C>
@@ -206,20 +240,20 @@ RNNKERN_INLINE Vec<C> sigmoid_(Vec<C> x) {
   using V = Vec<C>;
   V scale, expm1;
   exp_parts(maximum(minimum(V(C(0)) - x, V(Exp<C>::limit)), V(-Exp<C>::limit)), scale, expm1);
-  return V(C(1)) / (V(C(1)) + (scale + scale * expm1));
+  return V(C(1)) / (scale * expm1 + (scale + V(C(1))));
 }
 
-// -expm1(-2|x|) / (2 + expm1(-2|x|)), with x's sign: exact to rounding near zero too.
+// expm1(-2|x|) / (-2 - expm1(-2|x|)), with x's sign: exact to rounding near zero too.
 template <class C>
 RNNKERN_INLINE Vec<C> tanh_(Vec<C> x) {
   using V = Vec<C>;
-  auto const sign = bits(x) & bits(V(C(-0.0)));
-  V const magnitude = from_bits<V>(bits(x) & ~bits(V(C(-0.0))));
+  auto const sign = bits(V(C(-0.0)));
+  V const magnitude = from_bits<V>(bits(x) & ~sign);
   V scale, expm1;
   exp_parts(maximum(magnitude * V(C(-2)), V(-Exp<C>::limit)), scale, expm1);
   V const all = scale * expm1 + (scale - V(C(1)));
-  V const result = (V(C(0)) - all) / (V(C(2)) + all);
-  return from_bits<V>(bits(result) | sign);
+  V const result = all / (V(C(-2)) - all);
+  return from_bits<V>((bits(result) & ~sign) | (bits(x) & sign));
 }
 
 }  // namespace rnnkern::RNNKERN_ISA
