@@ -158,7 +158,7 @@ struct GroupGradients {
   const void* d_cells = nullptr;  // [rows, H]
 
   void* d_x = nullptr;        // [rows, I]
-  bool accumulate_x = false;  // d_x holds another direction's part already: add to it
+  bool accumulate_x = false;  // d_x is that of the group before, which is of the other direction: add to its part
   void* d_w_ih = nullptr;
   void* d_w_hh = nullptr;
   void* d_b_ih = nullptr;

@@ -126,7 +126,7 @@ class Check {
     Direction& d = directions_.emplace_back();
     d.setting = case_.setting;
     Setting& s = d.setting;
-    s.reverse = index == 1 || case_.setting.reverse;
+    s.reverse = (index == 1) != case_.setting.reverse;
     int64_t const rows = s.rows(), R = s.R(), GH = s.G() * s.H;
     bool const lstm = s.cell == CellKind::lstm;
     double const hidden_scale = case_.weight_scale / std::sqrt(static_cast<double>(s.H)),

@@ -152,6 +152,31 @@ int check_long_sums() {
   return cases;
 }
 
+// Directions that share x's gradient in the 16-bit types, with more gates than the product sums at once, in turns that
+// fall on another turn's steps of the other direction in part.
+int check_shared_turns() {
+  struct Sizes {
+    Dtype dtype;
+    int64_t B, H;
+  };
+  int cases = 0;
+  for (const Sizes& sizes : {Sizes{Dtype::float16, 128, 136}, Sizes{Dtype::bfloat16, 256, 264}}) {
+    Case c;
+    c.seed = static_cast<uint64_t>(++cases);
+    Random random(c.seed + 5000);
+    Setting& s = c.setting;
+    c.dtype = sizes.dtype;
+    c.directions = 2;
+    s.T = 11, s.B = sizes.B, s.I = 2, s.H = sizes.H, s.heads = 8;
+    s.reverse = cases % 2 == 0;
+    c.mode = Mode::save;
+    set_rows(c, Rows::plain, random);
+    set_name(c, "lstm", Rows::plain);
+    check_case(c, 3);
+  }
+  return cases;
+}
+
 // More gates than forward makes at a time (2^18), in turns that differ in their number of steps. In float64, since the
 // rounding of a narrower type grows from step to step.
 int check_long_sequences() {
@@ -176,7 +201,7 @@ int check_long_sequences() {
 
 int main() {
   int cases = for_each_case(Backend::cpu, 6, [](const Case& c) { check_case(c, 2); });
-  cases += check_sizes() + check_long_sums() + check_long_sequences();
+  cases += check_sizes() + check_long_sums() + check_shared_turns() + check_long_sequences();
   std::printf("simd equals its definition, and its own bits, in %d cases\n", cases);
   return 0;
 }

@@ -85,20 +85,23 @@ PackedGemm<T> d_x_product(const Problem& problem, const Group& group, const Grou
           .keep_panels = true};
 }
 
-// Adds a turn's part to x's gradient. A direction whose gradient another one shares stores where that one was not yet.
+// Adds a turn's part to x's gradient. A direction whose gradient another one shares, which comes from the other end of
+// time, stores where that one was not yet.
 template <class T>
 void run_d_x(const PackedGemm<T>& product, const Problem& problem, const Timeline& time, const Turn& turn, bool reverse,
-             int64_t other, bool add, int worker, int workers) {
+             int64_t other, bool add, Barrier& barrier, int worker, int workers) {
   // Steps before `border` were added to, or those from it on.
   int64_t const border = std::clamp(other, turn.first_step, turn.last_step);
   int64_t const rows = border == problem.steps ? problem.rows : time.row(border, 0);
+  int64_t const end = turn.first + turn.count;
   auto const part = [&](int64_t first, int64_t last, bool there) {
     if (first < last)
       product.rows(first - turn.first, last - first, product.c + first * product.c_stride, worker, workers, there);
   };
-  if (!add) return part(turn.first, turn.first + turn.count, false);
+  if (!add) return part(turn.first, end, false);
   part(turn.first, rows, !reverse);
-  part(rows, turn.first + turn.count, reverse);
+  if (turn.first < rows && rows < end) barrier.wait(workers);  // both parts use the product's memory for sums
+  part(rows, end, reverse);
 }
 
 // The gradients of the weights: products over all rows, in turns, or each sample's. Fills `products` (if not null) and
@@ -286,9 +289,9 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   auto* const products = scratch<PackedGemm<T>>(platform, first_product[count]);
   for (int g = 0; g < count; ++g)
     weight_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], products + first_product[g]);
-  for (int i = 0; i < first_product[count]; ++i)
-    if (int64_t const size = products[i].partial_elements(turns.count > 1))
-      products[i].partial = scratch<C>(platform, size);
+  if (turns.count > 1)  // what a turn sums waits for the next
+    for (int i = 0; i < first_product[count]; ++i)
+      products[i].partial = scratch<C>(platform, products[i].partial_elements(true));
   slots.share(products, [&](int g) { return first_product[g]; }, count, plan, platform);
   if (problem.recompute) slots.share(again_products, [](int g) { return g; }, count, plan, platform);
 
@@ -362,7 +365,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
           int64_t const others = second ? done : s;
           if (second) barrier.wait(workers);
           run_d_x(d_x[g], problem, time[g], turn, groups[g].reverse,
-                  groups[g].reverse ? problem.steps - others : others, shared, worker, workers);
+                  groups[g].reverse ? problem.steps - others : others, shared, barrier, worker, workers);
         }
         for (int i = first_product[g]; i < first_product[g + 1]; ++i)
           products[i].run_turn(turn.first, problem.per_sample ? problem.steps : turn.count, begins, ends, barrier,
