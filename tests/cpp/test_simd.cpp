@@ -123,7 +123,8 @@ int check_sizes() {
   return cases;
 }
 
-// The products over all rows sum 512 terms at a time: inputs, rows or gates beyond that take several parts.
+// The products over all rows sum 512 terms at a time (1024 of bfloat16's dot products): inputs, rows or gates beyond
+// that take several parts.
 int check_long_sums() {
   struct Sizes {
     int64_t T, B, I, H;
