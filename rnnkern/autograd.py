@@ -1,10 +1,9 @@
 """Derivatives of a layer: what `torch.autograd` and `torch.func` ask of the two operators.
 
-Each operator has an old-style `torch.autograd.Function` as its `Autograd` kernel, so that everything that dispatches (a
-compiled graph, an exported program) finds the gradient; its forward calls the operator again below autograd.
-`torch.func`'s transforms refuse that form, and its other form, with `setup_context`, costs three times as much a call:
-each Function has a twin for them. `_forward` and `_backward` choose. First derivatives run kernels; the derivatives of
-those differentiate `reference.layer` (`formula.py`).
+Each operator has a `torch.autograd.Function` as its `Autograd` kernel, so that everything that dispatches (a compiled
+graph, an exported program) finds the gradient; its forward calls the operator again below autograd, or, under a
+transform of `torch.func`, one level further down (`levels.py`). First derivatives run kernels; the derivatives of those
+differentiate `reference.layer` (`formula.py`).
 
 Note [T == 1]: the backward of one step reads neither `y` nor `cells`, so they are not saved there, and the caller may
 change them in place, as with torch's cells.
@@ -19,15 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkern import batching, formula, ops
+from rnnkern import batching, formula, levels, ops
 from rnnkern.ops import WEIGHTS, Options, Tensors
-from rnnkern.torch_private import (
-    below_autograd,
-    derivatives_active,
-    dual_level,
-    forward_mode_enabled,
-    transforms_active,
-)
+from rnnkern.torch_private import below_autograd, dual_level, forward_mode_enabled, transforms_active
 
 
 def layer(
@@ -56,15 +49,10 @@ def layer(
         want_cells: give the cell states after every step (LSTM).
     """
     tensors = (x, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, *weights)
-    differentiable = _needs_gradient(tensors)
-    if torch.compiler.is_compiling():  # what traces must see the operator itself
-        options = Options(zoneout, cell, bidirectional, heads, False, differentiable, recompute, want_cells)
-        results: tuple[Tensor, ...] = ops.forward(options, tensors)
-    else:
-        save = differentiable or derivatives_active()  # vmap alone: its rule sees whether a gradient is needed
-        options = Options(zoneout, cell, bidirectional, heads, False, save, recompute, want_cells)
-        results = _forward(options, tensors, differentiable)
-    y, h_n, c_n, cells, _ = results
+    compiling = torch.compiler.is_compiling()  # what traces must see the operator itself
+    save = compiling and _needs_gradient(tensors)
+    options = Options(zoneout, cell, bidirectional, heads, False, save, recompute, want_cells)
+    y, h_n, c_n, cells, _ = ops.forward(options, tensors) if compiling else _forward(options, tensors)
     if cell != "lstm":
         return y, h_n, None, None
     return y, h_n, c_n, cells if want_cells else None
@@ -78,12 +66,15 @@ def _needs_gradient(tensors: Tensors) -> bool:
     return False
 
 
-def _forward(options: Options, tensors: Tensors, differentiable: bool) -> tuple[Tensor, ...]:
-    """The forward operator in the form that suits who is differentiating."""
+def _forward(options: Options, tensors: Tensors) -> tuple[Tensor, ...]:
+    """The forward operator, and as much of autograd around it as there is to do."""
+    differentiable = _needs_gradient(tensors)
     if differentiable and not options.save:
         options = options._replace(save=True)
     if transforms_active():
-        return LayerForwardFunctional.apply(Constant(options), *tensors)
+        if levels.functionalized():  # the dispatcher knows how
+            return ops.forward(options, tensors)
+        return levels.apply(LayerForward, _forward_of_batch, _forward, (options,), tensors)
     if differentiable or (dual_level() and forward_mode_enabled()):
         return LayerForward.apply(options, *tensors)
     with below_autograd():
@@ -91,25 +82,22 @@ def _forward(options: Options, tensors: Tensors, differentiable: bool) -> tuple[
 
 
 def _backward(
-    options: Options, needs: Sequence[bool], *tensors: Tensor | None, per_sample: bool = False
+    options: Options, needs: Sequence[bool], tensors: Tensors, per_sample: bool = False
 ) -> tuple[Tensor, ...]:
-    """The backward operator likewise; `tensors`: `d_y, d_h_n, d_c_n, d_cells, y, cells, gates`, then forward's."""
-    if transforms_active():
-        function = _backward_functional
-    elif _needs_gradient(tensors) or (dual_level() and forward_mode_enabled()):
-        function = LayerBackward.apply
-    else:
+    """The backward operator likewise; `tensors` are `ops.backward`'s."""
+    under_transforms = transforms_active()
+    if under_transforms and levels.functionalized():
+        return ops.backward(options, needs, tensors, per_sample)
+    if not (under_transforms or _needs_gradient(tensors) or (dual_level() and forward_mode_enabled())):
         with below_autograd():
-            return ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:], per_sample)
-    if not per_sample:
-        return function(options, needs, *tensors)
-    members = batching.members_of_one(tensors, batching.BACKWARD)
-    gradients = function(options._replace(ensemble=True), needs, *members)
-    return batching.batch_of_members(gradients, needs)
-
-
-def _backward_functional(options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    return LayerBackwardFunctional.apply(Constant(options), Constant(needs), *tensors)
+            return ops.backward(options, needs, tensors, per_sample)
+    if per_sample:
+        members = batching.members_of_one(tensors, batching.BACKWARD)
+        gradients = _backward(options._replace(ensemble=True), needs, members)
+        return batching.batch_of_members(gradients, needs)
+    if under_transforms:
+        return levels.apply(LayerBackward, _backward_of_batch, _backward, (options, needs), tensors)
+    return LayerBackward.apply(options, needs, *tensors)
 
 
 class LayerForward(torch.autograd.Function):
@@ -117,8 +105,11 @@ class LayerForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: Options, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with below_autograd():
-            results = ops.forward(options, tensors)
+        if transforms_active():
+            results = levels.below(_forward, (options,), tensors)
+        else:
+            with below_autograd():
+                results = ops.forward(options, tensors)
         _keep_for_backward(ctx, options, tensors, results)
         if dual_level():
             ctx.save_for_forward(*tensors)
@@ -130,7 +121,7 @@ class LayerForward(torch.autograd.Function):
         *tensors, y, cells, gates = ctx.saved_tensors
         need = ctx.needs_input_grad
         needs = (*need[1:4], *need[1 + WEIGHTS :])
-        gradients = _backward(ctx.options, needs, *d_results[:4], y, cells, gates, *tensors)
+        gradients = _backward(ctx.options, needs, (*d_results[:4], y, cells, gates, *tensors))
         return None, *_spread(needs, gradients)
 
     @staticmethod
@@ -153,8 +144,11 @@ class LayerBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: Options, needs: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with below_autograd():
-            gradients = ops.backward(options, needs, tensors[:4], tensors[4:7], tensors[7:])
+        if transforms_active():
+            gradients = levels.below(_backward, (options, needs), tensors)
+        else:
+            with below_autograd():
+                gradients = ops.backward(options, needs, tensors)
         _keep_for_double_backward(ctx, options, needs, tensors, gradients)
         if dual_level():
             ctx.save_for_forward(*tensors[:4], *tensors[7:])
@@ -219,90 +213,37 @@ def _spread(needs: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor 
     return d_x, d_h_0, d_c_0, *(None,) * (WEIGHTS - 3), *d_weights
 
 
-# --- under transforms of torch.func ---------------------------------------------------------------------------------
+# --- the rules of vmap ----------------------------------------------------------------------------------------------
 
 
-class Constant:
-    """One leaf to `torch.func`, which takes tuples apart several times a call."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        self.value = value
-
-
-class LayerForwardFunctional(torch.autograd.Function):
-    """`LayerForward` for `torch.func`."""
-
-    @staticmethod
-    def forward(options: Constant, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with below_autograd():
-            return ops.forward(options.value, tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        options, *tensors = inputs
-        _keep_for_backward(ctx, options.value, tensors, output)
-        ctx.save_for_forward(*tensors)
-
-    backward = LayerForward.backward
-    jvp = LayerForward.jvp
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], constant: Constant, *tensors: Tensor | None) -> tuple[Any, Any]:
-        options: Options = constant.value
-        dims = in_dims[1:]
-        batching.check_batch_sizes(dims[5])
-        there = ops.present(options)
-        if batching.foldable(options, tensors, dims):
-            batch = batching.fold(tensors, dims, batching.TENSORS, info.batch_size)
-            results = _forward(options, batch, _needs_gradient(batch))
-            return batching.unfold(results, there, (*batching.RESULTS, 2), info.batch_size)
-        members = batching.stack(tensors, dims, options.ensemble, info.batch_size, keep=5)
-        results = _forward(options._replace(ensemble=True), members, _needs_gradient(members))
-        return batching.unstack(results, there, options.ensemble, info.batch_size)
+def _forward_of_batch(options: Options, tensors: Tensors, dims: Sequence[int | None], size: int) -> tuple[Any, Any]:
+    batching.check_batch_sizes(dims[5])
+    there = ops.present(options)
+    if batching.foldable(options, tensors, dims):
+        batch = batching.fold(tensors, dims, batching.TENSORS, size)
+        return batching.unfold(_forward(options, batch), there, (*batching.RESULTS, 2), size)
+    members = batching.stack(tensors, dims, options.ensemble, size, keep=5)
+    results = _forward(options._replace(ensemble=True), members)
+    return batching.unstack(results, there, options.ensemble, size)
 
 
-class LayerBackwardFunctional(torch.autograd.Function):
-    """`LayerBackward` for `torch.func`."""
-
-    @staticmethod
-    def forward(options: Constant, needs: Constant, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        with below_autograd():
-            return ops.backward(options.value, needs.value, tensors[:4], tensors[4:7], tensors[7:])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        options, needs, *tensors = inputs
-        _keep_for_double_backward(ctx, options.value, needs.value, tensors, output)
-        ctx.save_for_forward(*tensors[:4], *tensors[7:])
-
-    backward = LayerBackward.backward
-    jvp = LayerBackward.jvp
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], constant: Constant, constant_needs: Constant, *tensors: Tensor | None
-    ) -> tuple[Any, Any]:
-        options: Options = constant.value
-        needs: Sequence[bool] = constant_needs.value
-        dims = in_dims[2:]
-        batching.check_batch_sizes(dims[7 + 5])
-        # A folded batch would sum the gradients of shared weights over the vmapped dimension, unless every sample of
-        # the batch has its own.
-        of_weights = any(needs[3:])
-        h_0 = tensors[7 + 1]
-        assert h_0 is not None
-        if batching.foldable(options, tensors[7:], dims[7:]) and (
-            not of_weights or batching.is_one_sample(h_0, dims[7 + 1])
-        ):
-            batch = batching.fold(tensors, dims, batching.BACKWARD, info.batch_size)
-            gradients = _backward(options, needs, *batch, per_sample=of_weights)
-            states, there = batching.unfold(gradients[:3], needs[:3], (1, 1, 1), info.batch_size)
-            return (*states, *gradients[3:]), (*there, *(0 if need else None for need in needs[3:]))
-        members = batching.stack(tensors, dims, options.ensemble, info.batch_size, keep=7 + 5)
-        gradients = _backward(options._replace(ensemble=True), needs, *members)
-        return batching.unstack(gradients, needs, options.ensemble, info.batch_size)
+def _backward_of_batch(
+    options: Options, needs: Sequence[bool], tensors: Tensors, dims: Sequence[int | None], size: int
+) -> tuple[Any, Any]:
+    batching.check_batch_sizes(dims[7 + 5])
+    # A folded batch would sum the gradients of shared weights over the vmapped dimension, unless every sample of
+    # the batch has its own.
+    of_weights = any(needs[3:])
+    if batching.foldable(options, tensors[7:], dims[7:]) and (
+        not of_weights or batching.is_one_sample(tensors[7 + 1], dims[7 + 1])
+    ):
+        batch = batching.fold(tensors, dims, batching.BACKWARD, size)
+        gradients = _backward(options, needs, batch, per_sample=of_weights)
+        states, there = batching.unfold(gradients[:3], needs[:3], (1, 1, 1), size)
+        return (*states, *gradients[3:]), (*there, *(0 if need else None for need in needs[3:]))
+    members = batching.stack(tensors, dims, options.ensemble, size, keep=7 + 5)
+    gradients = _backward(options._replace(ensemble=True), needs, members)
+    return batching.unstack(gradients, needs, options.ensemble, size)
 
 
 # --- the Autograd kernels -------------------------------------------------------------------------------------------
@@ -310,18 +251,16 @@ class LayerBackwardFunctional(torch.autograd.Function):
 
 def _forward_kernel(x, weights, *arguments):
     tensors = (x, *arguments[: WEIGHTS - 1], *weights)
-    options = Options(*arguments[WEIGHTS - 1 :])
-    return _forward(options, tensors, _needs_gradient(tensors))
+    return _forward(Options(*arguments[WEIGHTS - 1 :]), tensors)
 
 
 def _backward_kernel(d_y, d_h_n, d_c_n, d_cells, x, weights, *arguments, per_sample=False):
     *rest, recompute, y, cells, gates, needs = arguments
     tensors = (x, *rest[: WEIGHTS - 1], *weights)
     options = Options._make((*rest[WEIGHTS - 1 :], True, recompute, False))
-    y, cells, gates = (None if t.dim() == 1 else t for t in (y, cells, gates))  # empty: not there
-    d_x, d_h_0, d_c_0, *d_weights = _backward(
-        options, tuple(needs), d_y, d_h_n, d_c_n, d_cells, y, cells, gates, *tensors, per_sample=per_sample
-    )
+    kept = (None if t.dim() == 1 else t for t in (y, cells, gates))  # empty: not there
+    everything = (d_y, d_h_n, d_c_n, d_cells, *kept, *tensors)
+    d_x, d_h_0, d_c_0, *d_weights = _backward(options, tuple(needs), everything, per_sample)
     return d_x, d_h_0, d_c_0, d_weights
 
 

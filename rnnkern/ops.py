@@ -42,21 +42,15 @@ def forward(options: Options, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor,
     return layer_forward(tensors[0], tensors[WEIGHTS:], *tensors[1:WEIGHTS], *options)
 
 
-def backward(
-    options: Options,
-    needs: Sequence[bool],
-    d_outputs: Tensors,
-    kept: Tensors,
-    tensors: Tensors,
-    per_sample: bool = False,
-) -> tuple[Tensor, ...]:
+def backward(options: Options, needs: Sequence[bool], tensors: Tensors, per_sample: bool = False) -> tuple[Tensor, ...]:
     """Gradients of `(x, h_0, c_0, *weights)`, empty where `needs` is false.
 
     Args:
-        d_outputs: gradients of `(y, h_n, c_n, cells)`, None where zero.
-        kept: `(y, cells, gates)` of the forward call, None where nothing reads them.
+        tensors: gradients of `(y, h_n, c_n, cells)`, None where zero; `(y, cells, gates)` of the forward call, None
+            where nothing reads them; the forward call's own.
         per_sample: the gradients of the weights are those of each sample of the batch, `[B, ...]`.
     """
+    d_outputs, kept, tensors = tensors[:4], tensors[4:7], tensors[7:]
     x = tensors[0]
     d_x, d_h_0, d_c_0, d_weights = layer_backward(
         *d_outputs, x, tensors[WEIGHTS:], *tensors[1:WEIGHTS], *options[:5], options.recompute,

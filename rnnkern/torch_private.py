@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._C._functorch import TransformType
+from torch import Tensor
+from torch._C import _functorch
+from torch._functorch import pyfunctorch
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.nn.modules import module
 
@@ -16,6 +19,16 @@ dispatch_modes = torch._C._len_torch_dispatch_stack
 autocast_enabled = torch._C._is_any_autocast_enabled
 forward_mode_enabled = torch._C._is_fwd_grad_enabled
 set_forward_mode = forward_ad._set_fwd_grad_enabled
+
+# The levels that transforms of torch.func make, innermost first.
+innermost_level = pyfunctorch.retrieve_current_functorch_interpreter
+FunctionalizeLevel = pyfunctorch.FunctionalizeInterpreter
+VmapLevel = pyfunctorch.VmapInterpreter
+unwrap_dead = _functorch.unwrap_if_dead
+unwrap_for_gradient = _functorch._unwrap_for_grad  # (tensor, level)
+wrap_for_gradient = _functorch._wrap_for_grad  # (tensor, level)
+unwrap_batched = _functorch._unwrap_batched  # (tensor, level) -> tensor, dim or None
+wrap_batched = _functorch._add_batch_dim  # (tensor, dim, level)
 
 # The vmap that torch had before torch.func, which `torch.autograd.grad(is_grads_batched=True)` still runs.
 older_vmap_batched = torch._C._functorch.is_legacy_batchedtensor
@@ -31,11 +44,12 @@ GLOBAL_HOOKS: tuple[Mapping[int, Any], ...] = (
 )
 
 
-def derivatives_active() -> bool:
-    """Whether a transform of torch.func other than vmap is."""
-    return transforms_active() and any(
-        level.key() != TransformType.Vmap for level in torch._C._functorch.get_interpreter_stack()
-    )
+def apply_at_level(level: Any, function: Any, arguments: Sequence[Any], tensors: Sequence[Tensor | None]) -> Any:
+    """`function.apply(*arguments, *tensors)` at this level of torch.func's alone."""
+    lift = level._cptr.lift
+    with enable_single_level_autograd_function():
+        apply = super(torch.autograd.Function, function).apply
+        return apply(*arguments, *(t if t is None else lift(t) for t in tensors))
 
 
 def dual_level() -> bool:

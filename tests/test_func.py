@@ -221,6 +221,15 @@ def test_a_hessian_and_a_jacobian_by_forward_mode(name, device):
     assert_close((hessian(loss(ours))(x), jacfwd(lambda x: ours(x)[0])(x)), expected, gradient=True)
 
 
+@every_layer
+def test_only_what_is_differentiated_is_computed(name, device):
+    layer = getattr(rnnkern, name)(5, 8, dtype=torch.float64, device=device)
+    with OperatorCalls() as operators:
+        grad(lambda x: layer(x)[0].sum())(padded(device=device))
+    (_, _), (operator, given) = operators.calls
+    assert operator == "layer_backward" and given["needs"] == [True, *[False] * 6]
+
+
 # --- random masks -----------------------------------------------------------------------------------------------------
 
 RANDOM = [{"dropout": 0.5}, {"recurrent_dropout": 0.5}, {"weight_dropout": 0.5}, {"zoneout": 0.5}]

@@ -244,12 +244,13 @@ def test_only_what_is_needed_is_computed(cell, needed, device):
     tensors = (*(value for name, value in one.tensors.items() if name != "weights"), *one.tensors["weights"])
     options = ops.Options(0.0, cell, False, 1, False, True, False, True)
     y, h_n, _, cells, gates = ops.forward(options, tensors)
+    incoming = (torch.ones_like(y), None, None, None, y, cells, gates, *tensors)
     needs = [place == needed for place in range(7)]
     if needed == 2 and cell != "lstm":
         needs[0] = True
-    gradients = ops.backward(options, needs, (torch.ones_like(y), None, None, None), (y, cells, gates), tensors)
+    gradients = ops.backward(options, needs, incoming)
     every = [True, True, cell == "lstm", *[True] * 4]
-    expected = ops.backward(options, every, (torch.ones_like(y), None, None, None), (y, cells, gates), tensors)
+    expected = ops.backward(options, every, incoming)
     for gradient, wanted, full, there in zip(gradients, needs, expected, every, strict=True):
         if wanted and there:
             assert_close(gradient, full, gradient=True)

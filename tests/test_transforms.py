@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import helpers
 from comparison import assert_close
@@ -75,6 +75,20 @@ def test_vmap_in_vmap(cell, schedule, device):
         return vmap(vmap(gradients, inner))(*stacked), vmap(vmap(gradients))(*twice)
 
     twice = [torch.stack([t, 2 * t]) for t in batched_inputs(one, "all", dim=0)[0]]
+    assert_close(per_sample(by_kernels(one)), per_sample(by_reference(one)), gradient=True)
+
+
+@two_cells
+def test_per_sample_gradients_in_a_vmap(cell, device):
+    one = tiny(cell, device=device, batch=1)
+    x, *others = one.inputs
+    several = torch.stack([torch.stack([x, x.cos()]), torch.stack([2 * x, x.sin()]), torch.stack([-x, x / 2])])
+
+    def per_sample(function):
+        gradients = grad(lambda *values: loss(function(*values)), tuple(range(len(one.inputs))))
+        of_one = lambda x: gradients(x, *others)  # noqa: E731
+        return vmap(vmap(of_one))(several), vmap(vmap(of_one), 1)(several)
+
     assert_close(per_sample(by_kernels(one)), per_sample(by_reference(one)), gradient=True)
 
 
@@ -155,6 +169,54 @@ def test_a_pullback_outlives_its_transform(cell, device):
     assert_close(pullback(d_outputs), expected_pullback(d_outputs), gradient=True)
     several = tuple(torch.stack([d, 2 * d]) for d in d_outputs)
     assert_close(vmap(pullback)(several), vmap(expected_pullback)(several), gradient=True)
+
+
+@two_cells
+def test_a_tensor_outlives_its_transform(cell, device):
+    one = tiny(cell, device=device)
+    x, *others, weight = one.inputs
+    kept = []
+    grad(lambda x: kept.append(x) or x.sum())(x)
+
+    def derivative(function, x):
+        return grad(lambda weight: loss(function(x, *others, weight)))(weight)
+
+    assert_close(by_kernels(one)(kept[0], *others, weight), by_reference(one)(*one.inputs))
+    assert_close(derivative(by_kernels(one), kept[0]), derivative(by_reference(one), x), gradient=True)
+
+
+@two_cells
+def test_functionalize_around_and_inside_other_transforms(cell, device):
+    one = tiny(cell, device=device)
+    places = tuple(range(len(one.inputs)))
+
+    def gradients(function, around):
+        target = lambda *values: loss(function(*values))  # noqa: E731
+        return functionalize(grad(target, places)) if around else grad(functionalize(target), places)
+
+    for around in (True, False):
+        found = gradients(by_kernels(one), around)(*one.inputs)
+        assert_close(found, grad(lambda *values: loss(by_reference(one)(*values)), places)(*one.inputs), gradient=True)
+    weighted = [t.clone().requires_grad_() for t in one.inputs]
+    found = torch.autograd.grad(loss(functionalize(by_kernels(one))(*weighted)), weighted)
+    assert_close(found, torch.autograd.grad(loss(by_reference(one)(*weighted)), weighted), gradient=True)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@two_cells
+def test_no_grad_around_and_inside_a_transform(cell, inside, device):
+    one = tiny(cell, device=device)
+
+    def derivative(function):
+        def target(*values):
+            with torch.set_grad_enabled(not inside):
+                constant = function(*values)
+            return loss(constant) + loss(function(*values))
+
+        with torch.set_grad_enabled(inside):
+            return grad(target, tuple(range(len(one.inputs))))(*one.inputs)
+
+    assert_close(derivative(by_kernels(one)), derivative(by_reference(one)), gradient=True)
 
 
 @two_cells

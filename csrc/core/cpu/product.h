@@ -38,17 +38,30 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
 #pragma GCC unroll 8
     for (int c = 0; c < COLS; ++c) sum[r][c] = V(0);
   }
+  // The side with fewer vectors stays in registers while those of the other pass by: 4 columns by 3 rows need all 16.
   auto const step = [&](auto value) __attribute__((always_inline)) {
-    V w[COLS];
     if constexpr (STREAMED)
       for (int c = 0; c < COLS; ++c) __builtin_prefetch(panel + c * V::lanes + kStreamedAhead / sizeof(P));
+    if constexpr (ROWS < COLS) {
+      V x[ROWS];
 #pragma GCC unroll 8
-    for (int c = 0; c < COLS; ++c) w[c] = load_packed(panel + c * V::lanes);
+      for (int r = 0; r < ROWS; ++r) x[r] = value(row[r]);
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-      V const x = value(row[r]);
+      for (int c = 0; c < COLS; ++c) {
+        V const w = load_packed(panel + c * V::lanes);
 #pragma GCC unroll 8
-      for (int c = 0; c < COLS; ++c) sum[r][c] = multiply_add<P>(sum[r][c], x, w[c]);
+        for (int r = 0; r < ROWS; ++r) sum[r][c] = multiply_add<P>(sum[r][c], x[r], w);
+      }
+    } else {
+      V w[COLS];
+#pragma GCC unroll 8
+      for (int c = 0; c < COLS; ++c) w[c] = load_packed(panel + c * V::lanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) {
+        V const x = value(row[r]);
+#pragma GCC unroll 8
+        for (int c = 0; c < COLS; ++c) sum[r][c] = multiply_add<P>(sum[r][c], x, w[c]);
+      }
     }
   };
   int64_t at = 0;
