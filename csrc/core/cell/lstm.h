@@ -12,12 +12,22 @@ struct LstmCell {
 
   template <class V>
   RNNKERN_HD void forward(const V (&gx)[4], const V (&gh)[4], const V (&s)[2], V (&saved)[4], V (&out)[2]) const {
+    out[1] = next_cell(gx, gh, s[1], saved);
+    out[0] = hidden(saved[3], out[1]);
+  }
+
+  // The same in two steps: c', then h'.
+  template <class V>
+  RNNKERN_HD static V next_cell(const V (&gx)[4], const V (&gh)[4], V c, V (&saved)[4]) {
     saved[0] = sigmoid_(gx[0] + gh[0]);
     saved[1] = sigmoid_(gx[1] + gh[1]);
     saved[2] = tanh_(gx[2] + gh[2]);
     saved[3] = sigmoid_(gx[3] + gh[3]);
-    out[1] = saved[1] * s[1] + saved[0] * saved[2];
-    out[0] = saved[3] * tanh_(out[1]);
+    return saved[1] * c + saved[0] * saved[2];
+  }
+  template <class V>
+  RNNKERN_HD static V hidden(V o, V c) {
+    return o * tanh_(c);
   }
 
   // c' is computed again from the saved gates: nothing else of this step is needed.
@@ -38,7 +48,7 @@ struct LstmCell {
   // h' before a projection, from what forward saved.
   template <class V>
   RNNKERN_HD static V output(const V (&saved)[4], V c) {
-    return saved[3] * tanh_(saved[1] * c + saved[0] * saved[2]);
+    return hidden(saved[3], saved[1] * c + saved[0] * saved[2]);
   }
 };
 

@@ -132,12 +132,12 @@ class BackwardSweep {
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
-      if (stage == 0) return run_panels(set, range, row_, live_, [&](auto&&... a) { candidate(a...); });
-      run_panels(set, range, row_, live_, [&](auto&&... a) { gate(a...); });
+      if (stage == 0) return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { candidate(a...); }));
+      run_panels(set, range, row_, live_, each_block([&](auto&&... a) { gate(a...); }));
     } else {
-      if (stage == 1) return run_panels(set, range, row_, live_, [&](auto&&... a) { through_projection(a...); });
-      if (projection_) return run_panels(set, range, row_, live_, [&](auto&&... a) { onto_projection(a...); });
-      run_panels(set, range, row_, live_, [&](auto&&... a) { step(a...); });
+      if (stage == 1) return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { through_projection(a...); }));
+      if (projection_) return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { onto_projection(a...); }));
+      run_panels(set, range, row_, live_, each_block([&](auto&&... a) { step(a...); }));
     }
   }
 
@@ -153,9 +153,9 @@ class BackwardSweep {
         row_[i].d_state = static_cast<T*>(gradients_.d_h_0) + b * state_size_;
       }
       run_panels(buffers_.first, {first, last}, row_, rows_.count,
-                 [&](Row& row, const Panel&, int64_t unit, int n, const C* sums) {
+                 each_block([&](Row& row, const Panel&, int64_t unit, int n, const C* sums) {
                    store(row.d_state + unit, d_state(row, unit, n, sums), n);
-                 });
+                 }));
     }
     if (is_lstm && gradients_.d_c_0 && first == 0 && last > 0) {
       for (int64_t i = 0; i < rows_.count; ++i) {
@@ -249,6 +249,7 @@ class BackwardSweep {
   // The cell's backward of one block; d_out[0] is the gradient of h before any projection.
   RNNKERN_INLINE V differentiate(Row& row, const Panel& panel, int64_t unit, int n, V d_h_new) const {
     V saved[K], state[Cell::states], d_out[Cell::states], d_gates[G], d_split, d_before[Cell::states];
+#pragma GCC unroll 4
     for (int k = 0; k < K; ++k) saved[k] = load<V>(row.saved + k * hidden_ + unit, n);
     if (!is_lstm) state[0] = h_before(row, unit, n);
     d_out[0] = d_h_new;
@@ -261,6 +262,7 @@ class BackwardSweep {
     }
     fetch_ahead(row, unit);
     cell_.backward(saved, state, d_out, d_gates, d_split, d_before);
+#pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
       store(row.d_gates + g * hidden_ + unit, d_gates[g], n);
       bool const split = Cell::split_gate && g == G - 1;

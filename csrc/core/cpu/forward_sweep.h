@@ -127,11 +127,13 @@ class ForwardSweep {
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
-      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, range, [&](auto&&... a) { gate(a...); });
-      run_stage(buffers_.second, buffers_.w_second, range, [&](auto&&... a) { candidate(a...); });
+      if (stage == 0)
+        return run_stage(buffers_.first, buffers_.w_first, range, each_block([&](auto&&... a) { gate(a...); }));
+      run_stage(buffers_.second, buffers_.w_second, range, each_block([&](auto&&... a) { candidate(a...); }));
     } else {
-      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, range, [&](auto&&... a) { step(a...); });
-      run_stage(buffers_.second, buffers_.w_second, range, [&](auto&&... a) { project(a...); });
+      if (stage == 0)
+        return run_stage(buffers_.first, buffers_.w_first, range, [&](auto&&... a) { steps(a...); });
+      run_stage(buffers_.second, buffers_.w_second, range, each_block([&](auto&&... a) { project(a...); }));
     }
   }
 
@@ -267,23 +269,45 @@ class ForwardSweep {
     store(row.next_operand + unit, row.mask ? h * load<V>(row.mask + unit, n) : h, n);
   }
 
-  RNNKERN_INLINE void step(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
-    V gx[Cell::gates], gh[Cell::gates], state[Cell::states], saved[Cell::saved], out[Cell::states];
-    for (int g = 0; g < Cell::gates; ++g) {
-      gx[g] = gates_x(row, g, unit, n);
-      gh[g] = load<V>(sums + g * V::lanes);
-      if (Cell::split_gate) gh[g] = gh[g] + load<V>(buffers_.bias_h + g * hidden_ + unit);
+  // In two passes: what h waits for is long, and so more of it runs at a time.
+  RNNKERN_INLINE void steps(Block<Row, C>* blocks, int count) const {
+    for (int i = 0; i < count; ++i) {
+      auto const [row, panel, unit, n, sums] = blocks[i];
+      V gx[Cell::gates], gh[Cell::gates], state[Cell::states], saved[Cell::saved];
+#pragma GCC unroll 4
+      for (int g = 0; g < Cell::gates; ++g) {
+        gx[g] = gates_x(*row, g, unit, n);
+        gh[g] = load<V>(sums + g * V::lanes);
+        if (Cell::split_gate) gh[g] = gh[g] + load<V>(buffers_.bias_h + g * hidden_ + unit);
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < Cell::states; ++k) state[k] = load<V>(row->state[k] + unit);
+      if constexpr (is_lstm) {
+        V const c = LstmCell::next_cell(gx, gh, state[1], saved);
+        V const kept = zoned(c, state[1], row->zone_c, unit, n);
+        store(row->next[1] + unit, kept, n);
+        if (row->cells) store(row->cells + unit, kept, n);
+        store(sums, saved[3]);
+        store(sums + V::lanes, c);
+      } else {
+        V out[1];
+        cell_.forward(gx, gh, state, saved, out);
+        emit_h(*row, unit, n, out[0]);
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < Cell::saved; ++k) keep(*row, k, unit, n, saved[k]);
     }
-    for (int i = 0; i < Cell::states; ++i) state[i] = load<V>(row.state[i] + unit);
-    cell_.forward(gx, gh, state, saved, out);
-    for (int k = 0; k < Cell::saved; ++k) keep(row, k, unit, n, saved[k]);
     if constexpr (is_lstm) {
-      out[1] = zoned(out[1], state[1], row.zone_c, unit, n);
-      store(row.next[1] + unit, out[1], n);
-      if (row.cells) store(row.cells + unit, out[1], n);
-      if (projection_) return store(row.middle + unit, out[0], n);
+      for (int i = 0; i < count; ++i) {
+        auto const [row, panel, unit, n, sums] = blocks[i];
+        V const h = LstmCell::hidden(load<V>(sums), load<V>(sums + V::lanes));
+        if (projection_) {
+          store(row->middle + unit, h, n);
+        } else {
+          emit_h(*row, unit, n, h);
+        }
+      }
     }
-    emit_h(row, unit, n, out[0]);
   }
 
   RNNKERN_INLINE void project(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {

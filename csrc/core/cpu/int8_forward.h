@@ -36,7 +36,7 @@ RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, PanelRange range, 
   int const gates = set.gates;
   int64_t const quads = int8_quads(set.depth), head_blocks = int8_blocks(set.units / set.heads);
   alignas(64) int32_t sums[kMaxAccumulators * lanes];
-  alignas(64) float values[Int8TileTable::kMaxGates * lanes];
+  WaitingBlocks<float, Row, Finish> waiting(gates, finish);
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
     const int8_t* data[kMaxColumns];
@@ -56,6 +56,7 @@ RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, PanelRange range, 
       for (int i = 0; i < now; ++i) {
         V const row_scale(rows[r + i].operand_scale);
         for (int s = 0; s < panel.blocks; ++s) {
+          float* const values = waiting.room(1);
           for (int g = 0; g < gates; ++g) {
             Ints sum, of_weights;
             std::memcpy(&sum, sums + ((i * panel.blocks + s) * gates + g) * lanes, sizeof sum);
@@ -63,11 +64,12 @@ RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, PanelRange range, 
             V const exact(__builtin_convertvector(sum - kByteZero * of_weights, V::Native));
             store(values + g * lanes, exact * (row_scale * load<V>(panels.weight.scale + facts[s] + g * kInt8Units)));
           }
-          finish(rows[r + i], panel, panel.unit + s * lanes, std::min(lanes, panel.units - s * lanes), values);
+          waiting.add(rows[r + i], panel, s);
         }
       }
     }
   }
+  waiting.finish_all();
 }
 
 // What a stage of the time loop calls.
@@ -106,11 +108,11 @@ struct Int8InputProduct {
   void rows(int64_t first, int64_t n, float* out, int worker, int workers) const {
     int64_t const height = panels.set.units;
     run_int8_panels(panels, {panels.count * worker / workers, panels.count * (worker + 1) / workers}, all + first, n,
-                    [&](const Row& row, const Panel&, int64_t unit, int units, const float* sums) {
+                    each_block([&](const Row& row, const Panel&, int64_t unit, int units, const float* sums) {
                       float* const gates = out + (&row - all - first) * gate_size + unit;
                       for (int g = 0; g < panels.set.gates; ++g)
                         store(gates + g * height, load<Vec<float>>(sums + g * Vec<float>::lanes), units);
-                    });
+                    }));
   }
 };
 

@@ -44,13 +44,11 @@ constexpr int64_t packed_steps(int64_t depth) {
 
 template <class P>
 RNNKERN_INLINE sums_t<P> load_packed(const P* p) {
-  sums_t<P> a;
-  std::memcpy(&a.v, p, sizeof a.v);
-  return a;
+  return sums_t<P>(*reinterpret_cast<const typename sums_t<P>::InMemory*>(p));
 }
 template <class P>
 RNNKERN_INLINE void store_packed(P* p, sums_t<P> a) {
-  std::memcpy(p, &a.v, sizeof a.v);
+  *reinterpret_cast<typename sums_t<P>::InMemory*>(p) = a.v;
 }
 
 // sum + x * w, for both values of a pair.
@@ -96,9 +94,7 @@ RNNKERN_INLINE sums_t<P> load_steps(const T* row, int64_t s, int64_t depth) {
 template <class P, class T>
 RNNKERN_INLINE sums_t<P> load_steps(const T* row) {
   if constexpr (std::is_same_v<P, Pair>) {
-    sums_t<P> pairs;
-    std::memcpy(&pairs.v, row, sizeof pairs.v);
-    return pairs;
+    return load_packed(reinterpret_cast<const P*>(row));
   } else {
     return load<sums_t<P>>(row);
   }

@@ -92,11 +92,63 @@ struct PanelRange {
   int operator[](int i) const { return backwards ? last - 1 - i : first + i; }
 };
 
-// Runs panels over `count` rows; finish(row, panel, unit, units, sums[gates][lanes]) takes each block's sums.
+// Sums of one block of units of one row, [gates][lanes], for the cell to finish.
+template <class Row, class C>
+struct Block {
+  Row* row;
+  const Panel* panel;
+  int64_t unit;
+  int units;
+  C* sums;
+};
+
+// Blocks whose sums are made wait for each other: the cell's functions are long chains, and those of many blocks run
+// beside each other where one product follows the other no more. finish(blocks, count) takes them and may use the sums'
+// memory.
+template <class C, class Row, class Finish>
+class WaitingBlocks {
+  static constexpr int lanes = Vec<C>::lanes, kVectors = 4 * kMaxAccumulators;
+
+ public:
+  WaitingBlocks(int gates, Finish& finish) : gates_(gates), finish_(finish) {}
+
+  // Where the sums of the next `blocks` go.
+  RNNKERN_INLINE C* room(int blocks) {
+    if ((count_ + blocks) * gates_ > kVectors) finish_all();
+    return sums_ + count_ * gates_ * lanes;
+  }
+  RNNKERN_INLINE void add(Row& row, const Panel& panel, int s) {
+    blocks_[count_] = {&row, &panel, panel.unit + s * lanes, std::min(lanes, panel.units - s * lanes),
+                       sums_ + count_ * gates_ * lanes};
+    ++count_;
+  }
+  RNNKERN_INLINE void finish_all() {
+    finish_(blocks_, count_);
+    count_ = 0;
+  }
+
+ private:
+  alignas(64) C sums_[kVectors * lanes];
+  Block<Row, C> blocks_[kVectors];
+  int count_ = 0;
+  const int gates_;
+  Finish& finish_;
+};
+
+// Calls f(row, panel, unit, units, sums) for every block.
+template <class F>
+auto each_block(F f) {
+  return [f](auto* blocks, int count) {
+    for (int i = 0; i < count; ++i)
+      f(*blocks[i].row, *blocks[i].panel, blocks[i].unit, blocks[i].units, blocks[i].sums);
+  };
+}
+
+// Runs panels over `count` rows; finish(blocks, count) takes the sums of some of them.
 template <class P, class Row, class Finish>
 RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish) {
   constexpr int lanes = sums_t<P>::lanes;
-  alignas(64) typename Packed<P>::Sum sums[kMaxAccumulators * lanes];
+  WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
     int const columns = set.gates * panel.blocks, together = tile_rows(columns);
@@ -105,21 +157,22 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
       const typename Packed<P>::Operand* operand[kMaxRows];
       for (int i = 0; i < now; ++i) operand[i] = rows[r + i].operand + panel.operand;
       tile_table<P>.at[set.streamed][columns][now](set.data + panel.data, set.depth, operand, 1,
-                                                   {sums, columns * lanes});
+                                                   {waiting.room(int(now) * panel.blocks), columns * lanes});
       for (int i = 0; i < now; ++i)
-        for (int s = 0; s < panel.blocks; ++s)
-          finish(rows[r + i], panel, panel.unit + s * lanes, std::min(lanes, panel.units - s * lanes),
-                 sums + (i * columns + s * set.gates) * lanes);
+        for (int s = 0; s < panel.blocks; ++s) waiting.add(rows[r + i], panel, s);
     }
   }
+  waiting.finish_all();
 }
 
 // The same for at most kUnpackedRows rows and weights that are not packed (see PanelSet::pack_forward).
 template <class P, class T, class Row, class Finish>
 RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, PanelRange range, const T* weight, Row* rows, int count,
                                  Finish&& finish) {
+  using C = typename Packed<P>::Sum;
   constexpr int lanes = sums_t<P>::lanes;
-  alignas(64) typename Packed<P>::Sum sums[kUnpackedRows * kMaxColumns * lanes];
+  WaitingBlocks<C, Row, Finish> waiting(set.gates, finish);
+  alignas(64) C sums[kUnpackedRows * kMaxColumns * lanes];
   const typename Packed<P>::Operand* operand[kUnpackedRows];
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
@@ -130,9 +183,13 @@ RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, PanelRange range, const
       product_unpacked<P>(
           [&](int g) { return WeightRows<T>{weight + (g * set.units + unit) * set.depth, set.depth, units}; },
           set.gates, set.depth, operand, count, sums);
-      for (int i = 0; i < count; ++i) finish(rows[i], panel, unit, units, sums + i * set.gates * lanes);
+      for (int i = 0; i < count; ++i) {
+        std::memcpy(waiting.room(1), sums + i * set.gates * lanes, set.gates * lanes * sizeof(C));
+        waiting.add(rows[i], panel, s);
+      }
     }
   }
+  waiting.finish_all();
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

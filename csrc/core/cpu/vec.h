@@ -9,16 +9,20 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+// InMemory: the vector at any address. GCC makes some copies by memcpy in parts of 16 bytes, and a vector that is read
+// right after its parts were written waits for them.
 template <class C>
 struct NativeTypes;
 template <>
 struct NativeTypes<float> {
   typedef float Native __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
+  typedef float InMemory __attribute__((vector_size(RNNKERN_VECTOR_BYTES), aligned(4), may_alias));
   typedef int32_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
 };
 template <>
 struct NativeTypes<double> {
   typedef double Native __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
+  typedef double InMemory __attribute__((vector_size(RNNKERN_VECTOR_BYTES), aligned(8), may_alias));
   typedef int64_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
 };
 
@@ -27,6 +31,7 @@ struct Vec {
   static constexpr int lanes = RNNKERN_VECTOR_BYTES / sizeof(C);
   using Scalar = C;
   using Native = typename NativeTypes<C>::Native;
+  using InMemory = typename NativeTypes<C>::InMemory;
   using Bits = typename NativeTypes<C>::Bits;
 
   Native v;
@@ -82,16 +87,15 @@ RNNKERN_INLINE Vec<C> maximum(Vec<C> a, Vec<C> limit) {
 
 template <class V>
 RNNKERN_INLINE V load(const typename V::Scalar* p) {
-  V a;
-  std::memcpy(&a.v, p, sizeof a.v);
-  return a;
+  return V(*reinterpret_cast<const typename V::InMemory*>(p));
 }
 template <class V>
 RNNKERN_INLINE void store(typename V::Scalar* p, V a) {
-  std::memcpy(p, &a.v, sizeof a.v);
+  *reinterpret_cast<typename V::InMemory*>(p) = a.v;
 }
 
 typedef uint16_t Half16 __attribute__((vector_size(RNNKERN_VECTOR_BYTES / 2)));
+typedef uint16_t Half16InMemory __attribute__((vector_size(RNNKERN_VECTOR_BYTES / 2), aligned(2), may_alias));
 
 template <class V>
 RNNKERN_INLINE V widen(Half16 h, BFloat16) {
@@ -148,15 +152,12 @@ RNNKERN_INLINE Half16 narrow(Vec<float> a, Float16) {
 template <class V, class T>
   requires(sizeof(T) == 2)
 RNNKERN_INLINE V load(const T* p) {
-  Half16 h;
-  std::memcpy(&h, p, sizeof h);
-  return widen<V>(h, T{});
+  return widen<V>(*reinterpret_cast<const Half16InMemory*>(p), T{});
 }
 template <class V, class T>
   requires(sizeof(T) == 2)
 RNNKERN_INLINE void store(T* p, V a) {
-  Half16 const h = narrow(a, T{});
-  std::memcpy(p, &h, sizeof h);
+  *reinterpret_cast<Half16InMemory*>(p) = narrow(a, T{});
 }
 
 template <class V, class T>
