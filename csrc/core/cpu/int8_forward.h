@@ -89,7 +89,7 @@ struct Int8InputProduct {
   };
   Int8Panels panels;
   Row* all;  // [rows]
-  int64_t count, gate_size;
+  int64_t count, gates_stride;
 
   static Int8InputProduct make(Platform& platform, const Problem& problem, const Group& group,
                                const Int8Weight& weight) {
@@ -98,7 +98,7 @@ struct Int8InputProduct {
     auto* const all = scratch<Row>(platform, rows);
     for (int64_t i = 0; i < rows; ++i) all[i] = {static_cast<const float*>(group.x) + i * in, bytes + i * pitch, 0};
     return {Int8Panels::make(platform, problem.hidden_size, 1, int(problem.gates()), in, rows, weight), all, rows,
-            problem.gate_size()};
+            scratch_gates_stride(problem)};
   }
 
   void pack(int worker, int workers) const {
@@ -109,7 +109,7 @@ struct Int8InputProduct {
     int64_t const height = panels.set.units;
     run_int8_panels(panels, {panels.count * worker / workers, panels.count * (worker + 1) / workers}, all + first, n,
                     each_block([&](const Row& row, const Panel&, int64_t unit, int units, const float* sums) {
-                      float* const gates = out + (&row - all - first) * gate_size + unit;
+                      float* const gates = out + (&row - all - first) * gates_stride + unit;
                       for (int g = 0; g < panels.set.gates; ++g)
                         store(gates + g * height, load<Vec<float>>(sums + g * Vec<float>::lanes), units);
                     }));
@@ -134,7 +134,7 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
     if (projection)
       own.second = Int8Panels::make(platform, problem.proj_size, 1, 1, hidden, turns.rows_together, weights[g].second);
     state_buffers<Cell, float>(own, problem, groups[g], nullptr, true, platform);
-    own.gates = scratch<float>(platform, turns.steps_together * problem.batch * problem.gate_size());
+    own.gates = scratch<float>(platform, turns.steps_together * problem.batch * own.gates_stride);
     new (&products[g]) Int8InputProduct(Int8InputProduct::make(platform, problem, groups[g], weights[g].input));
   }
   int64_t const lives = count * problem.batch * plan.workers,

@@ -24,6 +24,9 @@ struct ForwardTurns {
   }
 };
 
+// Between rows of gates that nobody keeps: a cache line more, so that those of several rows lie in different sets.
+inline int64_t scratch_gates_stride(const Problem& problem) { return problem.gate_size() + 16; }
+
 // Biases, states and gates of one group whose panels are made. `gates` is where the gates go, or null.
 template <class Cell, class T, class Panels>
 void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, const Group& group, T* gates,
@@ -34,7 +37,7 @@ void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, c
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   buffers.bias_x = zeros<C>(platform, problem.gate_size() + lanes);
   if (Cell::split_gate) buffers.bias_h = zeros<C>(platform, problem.gate_size() + lanes);
-  buffers.gates_stride = gates ? problem.saved_size() : problem.gate_size();
+  buffers.gates_stride = gates ? problem.saved_size() : scratch_gates_stride(problem);
   buffers.gates = gates;
   buffers.pitch = pitch_for(problem, lanes);
   int64_t const size = problem.batch * buffers.pitch;
@@ -169,7 +172,7 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     if (slot == g) {
       new (&buffers[g])
           ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, true, platform));
-      if (!kept) buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * problem.gate_size());
+      if (!kept) buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * buffers[g].gates_stride);
     } else {
       new (&buffers[g]) ForwardBuffers<T>(buffers[slot]);
       buffers[g].set_group(problem, groups[g]);
