@@ -271,43 +271,40 @@ class ForwardSweep {
 
   // In two passes: what h waits for is long, and so more of it runs at a time.
   RNNKERN_INLINE void steps(Block<Row, C>* blocks, int count) const {
-    for (int i = 0; i < count; ++i) {
-      auto const [row, panel, unit, n, sums] = blocks[i];
-      V gx[Cell::gates], gh[Cell::gates], state[Cell::states], saved[Cell::saved];
+    for_blocks(blocks, count, [&](auto&&... a) { step(a...); });
+    if constexpr (is_lstm) for_blocks(blocks, count, [&](auto&&... a) { hidden(a...); });
+  }
+
+  RNNKERN_INLINE void step(Row& row, const Panel&, int64_t unit, int n, C* sums) const {
+    V gx[Cell::gates], gh[Cell::gates], state[Cell::states], saved[Cell::saved];
 #pragma GCC unroll 4
-      for (int g = 0; g < Cell::gates; ++g) {
-        gx[g] = gates_x(*row, g, unit, n);
-        gh[g] = load<V>(sums + g * V::lanes);
-        if (Cell::split_gate) gh[g] = gh[g] + load<V>(buffers_.bias_h + g * hidden_ + unit);
-      }
-#pragma GCC unroll 4
-      for (int k = 0; k < Cell::states; ++k) state[k] = load<V>(row->state[k] + unit);
-      if constexpr (is_lstm) {
-        V const c = LstmCell::next_cell(gx, gh, state[1], saved);
-        V const kept = zoned(c, state[1], row->zone_c, unit, n);
-        store(row->next[1] + unit, kept, n);
-        if (row->cells) store(row->cells + unit, kept, n);
-        store(sums, saved[3]);
-        store(sums + V::lanes, c);
-      } else {
-        V out[1];
-        cell_.forward(gx, gh, state, saved, out);
-        emit_h(*row, unit, n, out[0]);
-      }
-#pragma GCC unroll 4
-      for (int k = 0; k < Cell::saved; ++k) keep(*row, k, unit, n, saved[k]);
+    for (int g = 0; g < Cell::gates; ++g) {
+      gx[g] = gates_x(row, g, unit, n);
+      gh[g] = load<V>(sums + g * V::lanes);
+      if (Cell::split_gate) gh[g] = gh[g] + load<V>(buffers_.bias_h + g * hidden_ + unit);
     }
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::states; ++k) state[k] = load<V>(row.state[k] + unit);
     if constexpr (is_lstm) {
-      for (int i = 0; i < count; ++i) {
-        auto const [row, panel, unit, n, sums] = blocks[i];
-        V const h = LstmCell::hidden(load<V>(sums), load<V>(sums + V::lanes));
-        if (projection_) {
-          store(row->middle + unit, h, n);
-        } else {
-          emit_h(*row, unit, n, h);
-        }
-      }
+      V const c = LstmCell::next_cell(gx, gh, state[1], saved);
+      V const kept = zoned(c, state[1], row.zone_c, unit, n);
+      store(row.next[1] + unit, kept, n);
+      if (row.cells) store(row.cells + unit, kept, n);
+      store(sums, saved[3]);
+      store(sums + V::lanes, c);
+    } else {
+      V out[1];
+      cell_.forward(gx, gh, state, saved, out);
+      emit_h(row, unit, n, out[0]);
     }
+    if (!save_) return;
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::saved; ++k) store(row.gates + k * hidden_ + unit, saved[k], n);
+  }
+  RNNKERN_INLINE void hidden(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
+    V const h = LstmCell::hidden(load<V>(sums), load<V>(sums + V::lanes));
+    if (projection_) return store(row.middle + unit, h, n);
+    emit_h(row, unit, n, h);
   }
 
   RNNKERN_INLINE void project(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {

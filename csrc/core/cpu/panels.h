@@ -135,13 +135,21 @@ class WaitingBlocks {
   Finish& finish_;
 };
 
-// Calls f(row, panel, unit, units, sums) for every block.
+// Calls f(row, panel, unit, units, sums) for every block; `units` of a full one is a constant, which spares f to ask.
+template <class Row, class C, class F>
+RNNKERN_INLINE void for_blocks(Block<Row, C>* blocks, int count, F f) {
+  for (int i = 0; i < count; ++i) {
+    auto const [row, panel, unit, units, sums] = blocks[i];
+    if (units == Vec<C>::lanes) {
+      f(*row, *panel, unit, std::integral_constant<int, Vec<C>::lanes>{}, sums);
+    } else {
+      f(*row, *panel, unit, units, sums);
+    }
+  }
+}
 template <class F>
 auto each_block(F f) {
-  return [f](auto* blocks, int count) {
-    for (int i = 0; i < count; ++i)
-      f(*blocks[i].row, *blocks[i].panel, blocks[i].unit, blocks[i].units, blocks[i].sums);
-  };
+  return [f](auto* blocks, int count) { for_blocks(blocks, count, f); };
 }
 
 // Runs panels over `count` rows; finish(blocks, count) takes the sums of some of them.
