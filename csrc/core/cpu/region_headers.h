@@ -16,7 +16,11 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push  // GCC 12's own intrinsics make their undefined registers in a way that it then warns of
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "../dtype.h"
