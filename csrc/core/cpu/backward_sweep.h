@@ -135,8 +135,10 @@ class BackwardSweep {
       if (stage == 0) return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { candidate(a...); }));
       run_panels(set, range, row_, live_, each_block([&](auto&&... a) { gate(a...); }));
     } else {
-      if (stage == 1) return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { through_projection(a...); }));
-      if (projection_) return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { onto_projection(a...); }));
+      if (stage == 1)
+        return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { through_projection(a...); }));
+      if (projection_)
+        return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { onto_projection(a...); }));
       run_panels(set, range, row_, live_, each_block([&](auto&&... a) { step(a...); }));
     }
   }

@@ -172,7 +172,8 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     if (slot == g) {
       new (&buffers[g])
           ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, true, platform));
-      if (!kept) buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * buffers[g].gates_stride);
+      if (!kept)
+        buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * buffers[g].gates_stride);
     } else {
       new (&buffers[g]) ForwardBuffers<T>(buffers[slot]);
       buffers[g].set_group(problem, groups[g]);

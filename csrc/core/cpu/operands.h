@@ -94,7 +94,9 @@ RNNKERN_INLINE sums_t<P> load_steps(const T* row, int64_t s, int64_t depth) {
 template <class P, class T>
 RNNKERN_INLINE sums_t<P> load_steps(const T* row) {
   if constexpr (std::is_same_v<P, Pair>) {
-    return load_packed(reinterpret_cast<const P*>(row));
+    sums_t<P> pairs;  // at addresses of a bfloat16
+    std::memcpy(&pairs.v, row, sizeof pairs.v);
+    return pairs;
   } else {
     return load<sums_t<P>>(row);
   }

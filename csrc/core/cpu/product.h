@@ -11,9 +11,10 @@ constexpr int kMaxAccumulators = RNNKERN_VECTOR_BYTES == 64 ? 24 : 12;
 constexpr int kMaxColumns = 8;
 constexpr int kMaxRows = 8;
 
-constexpr int kStreamedRows = 2;             // a product of more rows is not bound by the memory
-constexpr int64_t kStreamedBytes = 1 << (RNNKERN_VECTOR_BYTES == 64 ? 20 : 19);  // weights beyond come from farther than L2
-constexpr int64_t kStreamedAhead = 4096;     // bytes: hardware prefetching stops at a page's end
+constexpr int kStreamedRows = 2;  // a product of more rows is not bound by the memory
+constexpr int64_t kStreamedBytes =
+    1 << (RNNKERN_VECTOR_BYTES == 64 ? 20 : 19);  // weights beyond come from farther than L2
+constexpr int64_t kStreamedAhead = 4096;          // bytes: hardware prefetching stops at a page's end
 
 // Where a tile's sums go: row r at data + r * pitch. In memory, for the tile has no register to spare for it.
 template <class P>
