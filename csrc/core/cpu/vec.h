@@ -132,7 +132,7 @@ RNNKERN_INLINE V widen(Half16 h, Float16) {
 #elif RNNKERN_VECTOR_BYTES == 32
   return V((typename V::Native)_mm256_cvtph_ps((__m128i)h));
 #else
-  V a;
+  V a(0.0f);
   for (int i = 0; i < V::lanes; ++i) a.v[i] = to_compute(Float16{h[i]});
   return a;
 #endif
