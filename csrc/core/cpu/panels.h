@@ -11,6 +11,7 @@ struct Panel {
   int64_t operand;  // where its head's slice of the operand begins
   int64_t data;     // in PanelSet::data
   int head, blocks, units;
+  int parts;  // of its columns, packed one after the other: a tile's each
 };
 
 // A product of the time loop: out[unit][gate] = sum over k < depth of operand[k] * weight.
@@ -23,6 +24,12 @@ struct PanelSet {
   P* data = nullptr;  // null: the weights are used once, where they lie
   int count = 0;
   bool streamed = false;  // see kStreamedBytes
+
+  // Of many rows, tiles of 2 columns by 6 rows read half as many weights for each product as 4 by 3. Beside 24
+  // accumulators 4 by 6 do.
+  static int parts(int columns, int64_t rows) {
+    return kMaxAccumulators < 24 && columns == 4 && rows > kMaxAccumulators / 4 ? 2 : 1;
+  }
 
   // `rows`: how many rows a worker runs together; few rows need more columns to hide the latency of the sums.
   static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows,
@@ -47,12 +54,21 @@ struct PanelSet {
                   data,
                   int(head),
                   int(now),
-                  int(std::min(per_head - first, now * lanes))};
+                  int(std::min(per_head - first, now * lanes)),
+                  parts(int(now) * gates, rows)};
         data += now * block_size;
       }
     }
     return set;
   }
+
+  // Where one of a panel's columns begins, and how far apart its steps lie.
+  P* column_at(Panel const& panel, int c) const {
+    int const width = columns(panel) / panel.parts;
+    return data + panel.data + (c / width * packed_steps<P>(depth) * width + c % width) * lanes;
+  }
+  int columns(Panel const& panel) const { return panel.blocks * gates; }
+  int64_t pitch(Panel const& panel) const { return columns(panel) / panel.parts * lanes; }
 
   // Forward: weight [(gate, unit), k], gate rows `height` units apart.
   template <class T>
@@ -62,8 +78,7 @@ struct PanelSet {
       for (int g = 0; g < gates; ++g) {
         const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
         pack_transposed<P, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
-                              depth, data + panel.data + (s * gates + g) * lanes,
-                              int64_t(panel.blocks) * gates * lanes);
+                              depth, column_at(panel, s * gates + g), pitch(panel));
       }
   }
 
@@ -77,8 +92,7 @@ struct PanelSet {
           [&](int64_t k) {
             return weight + (k / per_head * height + panel.head * per_head + k % per_head) * width + column + s * lanes;
           },
-          std::min(lanes, panel.units - s * lanes), depth, data + panel.data + s * lanes,
-          int64_t(panel.blocks) * lanes);
+          std::min(lanes, panel.units - s * lanes), depth, column_at(panel, s), pitch(panel));
   }
 };
 
@@ -159,13 +173,15 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
-    int const columns = set.gates * panel.blocks, together = tile_rows(columns);
+    int const columns = set.columns(panel), width = columns / panel.parts, together = tile_rows(width);
     for (int64_t r = 0, now; r < count; r += now) {
       now = next_rows(count - r, together);
       const typename Packed<P>::Operand* operand[kMaxRows];
       for (int i = 0; i < now; ++i) operand[i] = rows[r + i].operand + panel.operand;
-      tile_table<P>.at[set.streamed][columns][now](set.data + panel.data, set.depth, operand, 1,
-                                                   {waiting.room(int(now) * panel.blocks), columns * lanes});
+      auto* const sums = waiting.room(int(now) * panel.blocks);
+      for (int c = 0; c < columns; c += width)
+        tile_table<P>.at[set.streamed][width][now](set.column_at(panel, c), set.depth, operand, 1,
+                                                   {sums + c * lanes, columns * lanes});
       for (int i = 0; i < now; ++i)
         for (int s = 0; s < panel.blocks; ++s) waiting.add(rows[r + i], panel, s);
     }
