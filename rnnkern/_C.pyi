@@ -33,13 +33,15 @@ def plan(
     device_index: int = 0,
     gpu: dict[str, float] | None = None,
 ) -> dict[str, Any]: ...
-def step(
+def infer(
     x: Tensor,
     weights: Sequence[Tensor],
-    h_0: Tensor,
+    h_0: Tensor | None,
     c_0: Tensor | None,
     cell: str,
     num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
     heads: int,
     zoneout: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]: ...

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from rnnkern import _C, autograd, checks, functional
+from rnnkern import autograd, checks, functional
 
 
 class RecurrentCell(torch.nn.RNNCellBase):
@@ -54,10 +54,14 @@ class RecurrentCell(torch.nn.RNNCellBase):
             if c is not None:
                 checks.check_state_like(x, c)
         h_n: Tensor
-        if functional.kernel_alone() and not x.is_meta and functional.without_gradients((x, h, c, *weights)):
-            _, h_n, c_n = _C.step(x, weights, h, c, self.cell, 1, 1, 0.0)
-        else:
+        result = None
+        if functional.kernel_alone():
+            hx = (h, c) if self.cell == "lstm" else h
+            result = functional.infer(self.cell, x, hx, weights, 1, False, False, 1, 0.0)
+        if result is None:
             _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self.cell)
+        else:
+            h_n, c_n = result[1] if self.cell == "lstm" else (result[1], None)
         # In place, for a result that is no view: others would share its version counter and its memory.
         h_n.squeeze_(0)
         if c_n is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import _C, checks, functional
+from rnnkern import checks, functional
 from rnnkern.torch_private import GLOBAL_HOOKS
 
 
@@ -137,12 +137,9 @@ class Recurrent(torch.nn.RNNBase):
             hx: as `forward` takes and gives it.
         """
         if not self.bidirectional and self._steps_directly():
-            try:
-                result = self._direct_step(input_t, hx)
-                if result is not None:
-                    return result
-            except (RuntimeError, ValueError, TypeError, IndexError):
-                pass  # forward says what is wrong
+            result = self._direct_step(input_t, hx)
+            if result is not None:
+                return result
         return step_by_forward(self, input_t, hx)
 
     def _steps_directly(self) -> bool:
@@ -158,31 +155,25 @@ class Recurrent(torch.nn.RNNBase):
         )
 
     def _direct_step(self, input_t: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
-        """The step by the kernel alone, which checks its arguments; None where a gradient is needed."""
-        weights = self.weights()
+        """The step by the kernels alone; None where `functional.infer` gives none."""
         lstm = self.mode == "LSTM"
         batched = input_t.dim() == 2
-        x = input_t if batched else input_t.unsqueeze(0)
-        c: Tensor | None = None
-        if hx is None:
-            h = x.new_zeros((self.num_layers, x.shape[0], self.proj_size or self.hidden_size))
-            if lstm:
-                c = h if not self.proj_size else x.new_zeros((self.num_layers, x.shape[0], self.hidden_size))
-        elif lstm:
-            h, c = hx
-        else:
-            h = hx
-        if not batched and hx is not None:
-            h, c = h.unsqueeze(1), None if c is None else c.unsqueeze(1)
-        if not functional.without_gradients((x, h, c, *weights)):
-            return None
-        if h.shape[0] != self.num_layers or (lstm and c.shape[0] != self.num_layers):  # type: ignore[union-attr]
-            return None
-        y, h_n, c_n = _C.step(x, weights, h, c, self.cell, self.num_layers, self.heads, self.zoneout)
         if not batched:
-            y, h_n = y.squeeze(0), h_n.squeeze(1)
-            c_n = None if c_n is None else c_n.squeeze(1)
-        return y, (h_n, c_n) if lstm else h_n
+            if input_t.dim() != 1:
+                return None
+            input_t = input_t.unsqueeze(0)
+            try:
+                if hx is not None:
+                    hx = [state.unsqueeze(1) for state in hx] if lstm else hx.unsqueeze(1)
+            except (AttributeError, TypeError, IndexError):
+                return None
+        result = functional.infer(
+            self.cell, input_t, hx, self.weights(), self.num_layers, False, False, self.heads, self.zoneout
+        )
+        if batched or result is None:
+            return result
+        y, state = result
+        return y.squeeze(0), tuple(s.squeeze(1) for s in state) if lstm else state.squeeze(1)
 
     def to_torch(self) -> torch.nn.RNNBase:
         """The equal torch.nn layer, sharing parameters and training mode; ValueError where there is none."""

@@ -86,13 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> int8_forward(const Tensor& x, at::Ten
   Tensor const h_n = at::empty({directions, batch, size}, options);
   Tensor const c_n = has_cell ? at::empty({directions, batch, hidden}, options) : absent();
   Tensor const cells = has_cell && want_cells ? at::empty(layer.sequence_shape(hidden), options) : absent();
-  for (int64_t d = 0; d < directions; ++d) {
-    Group& group = layer.groups[d];
-    group.y = const_cast<void*>(layer.y_part(y, d));
-    group.h_n = const_cast<void*>(layer.part(h_n, d, batch * size));
-    group.c_n = const_cast<void*>(layer.part(c_n, d, batch * hidden));
-    group.cells = const_cast<void*>(layer.part(cells, d, rows * hidden));
-  }
+  layer.set_results(y, h_n, c_n, cells);
   run_int8_forward(layer, packed);
   return {y, h_n, c_n, cells};
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/TensorBody.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <cstdlib>
@@ -150,6 +151,20 @@ const void* Layer::y_part(const Tensor& y, int64_t group) const {
   return static_cast<const char*>(y.const_data_ptr()) + (n * problem.rows * directions + d) * size * y.element_size();
 }
 
+void Layer::set_results(const Tensor& y, const Tensor& h_n, const Tensor& c_n, const Tensor& cells,
+                        const Tensor& gates) {
+  auto const writable = [](const void* part) { return const_cast<void*>(part); };
+  int64_t const rows = problem.rows, batch = problem.batch, hidden = problem.hidden_size;
+  for (int64_t i = 0; i < problem.groups; ++i) {
+    Group& group = groups[i];
+    group.y = writable(y_part(y, i));
+    group.h_n = writable(part(h_n, i, batch * problem.state_size()));
+    group.c_n = writable(part(c_n, i, batch * hidden));
+    group.cells = writable(part(cells, i, rows * hidden));
+    group.gates = writable(part(gates, i, rows * problem.saved_size()));
+  }
+}
+
 // The sizes that the weights have.
 void Layer::read_sizes(at::TensorList weights) {
   int64_t const lead = ensemble, count = int64_t(weights.size());
@@ -190,11 +205,12 @@ Layer::Layer(const LayerArguments& arguments) {
   int64_t const lead = ensemble;  // dimensions before a member's own
   int64_t const dimensions = lead + (packed || arguments.one_step ? 2 : 3);
   TORCH_CHECK_VALUE(x.dim() == dimensions, "input: expected ", dimensions, " dimensions, got ", x.dim());
-  TORCH_CHECK_VALUE(arguments.h_0.dim() == lead + 3, "h_0: expected ", lead + 3, " dimensions, got ",
+  bool const states = arguments.h_0.defined();
+  TORCH_CHECK_VALUE(!states || arguments.h_0.dim() == lead + 3, "h_0: expected ", lead + 3, " dimensions, got ",
                     arguments.h_0.dim());
   members = ensemble ? x.size(0) : 1;
   problem.input_size = x.size(-1);
-  problem.batch = arguments.h_0.size(lead + 1);
+  problem.batch = states ? arguments.h_0.size(lead + 1) : x.size(-2);
   problem.steps = packed ? arguments.batch_sizes->numel() : arguments.one_step ? 1 : x.size(lead);
   problem.rows = packed ? x.size(lead) : problem.steps * problem.batch;
   int64_t const count = int64_t(arguments.weights.size());
@@ -229,11 +245,17 @@ Layer::Layer(const LayerArguments& arguments) {
     return before;
   };
   Tensor const input = check(x, "input", arguments.one_step ? Shape{batch, in} : rows({}, {in}));
-  Tensor const h_0 = check(arguments.h_0, "h_0", {directions, batch, size});
   bool const has_cell = facts(problem.cell).has_cell;
-  TORCH_CHECK_VALUE(has_cell == (arguments.c_0 && arguments.c_0->defined()), "c_0: expected ",
+  TORCH_CHECK_VALUE((has_cell && states) == (arguments.c_0 && arguments.c_0->defined()), "c_0: expected ",
                     has_cell ? "a tensor" : "None", " for cell ", arguments.cell);
-  Tensor const c_0 = optional(arguments.c_0, "c_0", {directions, batch, hidden}, x.scalar_type());
+  auto const zeros = [&](int64_t width) {
+    owned.push_back(at::zeros({directions, batch, width}, x.options()));
+    return owned.back();
+  };
+  Tensor const h_0 = states ? check(arguments.h_0, "h_0", {directions, batch, size}) : zeros(size);
+  Tensor const c_0 = states     ? optional(arguments.c_0, "c_0", {directions, batch, hidden}, x.scalar_type())
+                     : has_cell ? size == hidden ? h_0 : zeros(hidden)
+                                : Tensor();
   Tensor const reset = optional(arguments.reset_mask, "reset_mask", rows({}, {}), at::kBool);
   Tensor const mask = optional(arguments.recurrent_mask, "recurrent_mask", {directions, batch, size}, x.scalar_type());
   Tensor const zone_h = optional(arguments.zoneout_h, "zoneout_h", rows({directions}, {size}), at::kBool);

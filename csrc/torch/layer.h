@@ -1,4 +1,4 @@
-// A layer's tensors, checked and turned into the core's problem and groups; used by the two operators and by `step`.
+// A layer's tensors, checked and turned into the core's problem and groups; used by the operators and by `infer`.
 #pragma once
 
 #include <ATen/core/DimVector.h>
@@ -19,7 +19,7 @@ using Shape = at::DimVector;
 struct LayerArguments {
   const at::Tensor& x;
   at::TensorList weights;
-  const at::Tensor& h_0;
+  const at::Tensor& h_0;  // undefined, as in `infer`: both states are zero
   const std::optional<at::Tensor>& c_0;
   const std::optional<at::Tensor>& lengths;
   const std::optional<at::Tensor>& reset_mask;
@@ -57,6 +57,10 @@ struct Layer {
   const void* part(const at::Tensor& tensor, int64_t group, int64_t elements) const;
   // The same of y [N?, rows, D * R].
   const void* y_part(const at::Tensor& y, int64_t group) const;
+
+  // Where forward's results go.
+  void set_results(const at::Tensor& y, const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& cells = {},
+                   const at::Tensor& gates = {});
 
  private:
   void read_sizes(at::TensorList weights);

@@ -1,5 +1,7 @@
 // rnnkern._C: loads the operators, and answers what Python asks about the build and about plans.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -130,34 +132,48 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
   }
 }
 
-// One time step through all layers, without autograd.
-std::tuple<Tensor, Tensor, OptionalTensor> step(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& h_0,
-                                                const OptionalTensor& c_0, const std::string& cell, int64_t num_layers,
-                                                int64_t heads, double zoneout) {
+// All layers without autograd, on x [T, B, I] (`batch_first`: [B, T, I]) or one time step [B, I]: (y, h_n, c_n). The
+// states are zero where none are given.
+std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const std::vector<Tensor>& weights,
+                                                 const OptionalTensor& h_0, const OptionalTensor& c_0,
+                                                 const std::string& cell, int64_t num_layers, bool bidirectional,
+                                                 bool batch_first, int64_t heads, double zoneout) {
   py::gil_scoped_release released;
-  TORCH_CHECK_VALUE(h_0.dim() == 3 && h_0.size(0) == num_layers, "h_0: expected ", num_layers, " layers, got ",
-                    h_0.sizes());
-  Tensor const h_n = at::empty(h_0.sizes(), x.options());
-  OptionalTensor c_n;
-  if (c_0) c_n = at::empty(c_0->sizes(), x.options());
+  RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
+  at::AutoDispatchBelowAutograd below;
+  int64_t const directions = bidirectional ? 2 : 1, all = num_layers * directions;
+  TORCH_CHECK_VALUE(num_layers > 0 && weights.size() % num_layers == 0, "weights: expected a multiple of ", num_layers,
+                    ", got ", weights.size());
+  size_t const per_layer = weights.size() / num_layers;
+  bool const one_step = x.dim() == 2;
+  auto const of_layer = [&](const OptionalTensor& states, const char* name, int64_t l) {
+    if (!states || num_layers == 1) return states.value_or(Tensor());
+    TORCH_CHECK_VALUE(states->dim() == 3 && states->size(0) == all, name, ": expected ", all,
+                      " layers and directions, got ", states->sizes());
+    return states->narrow(0, l * directions, directions);
+  };
+  for (const Tensor& tensor : {x, h_0.value_or(x), c_0.value_or(x)})
+    TORCH_CHECK(!tensor.is_neg(), "expected values as they lie in memory");
   OptionalTensor const none;
-  size_t const per_layer = weights.size() / std::max<int64_t>(num_layers, 1);
-  auto const state = [&](const Tensor& all, int64_t l) { return num_layers == 1 ? all : all.narrow(0, l, 1); };
-  Tensor output = x;
+  OptionalTensor h_n, c_n;
+  Tensor output = batch_first && !one_step ? x.transpose(0, 1) : x;
   for (int64_t l = 0; l < num_layers; ++l) {
-    Tensor const input = output, h = state(h_0, l);
-    OptionalTensor const c = c_0 ? OptionalTensor(state(*c_0, l)) : std::nullopt;
-    Layer layer({input, at::TensorList(weights.data() + l * per_layer, per_layer), h, c, none, none, none, none, none,
-                 none, zoneout, cell, false, heads, false, true});
-    int64_t const batch = layer.problem.batch, size = layer.problem.state_size(), bytes = x.element_size();
-    output = at::empty({batch, size}, x.options());
-    Group& group = layer.groups[0];
-    group.y = output.data_ptr();
-    group.h_n = static_cast<char*>(h_n.data_ptr()) + l * batch * size * bytes;
-    if (c_n) group.c_n = static_cast<char*>(c_n->data_ptr()) + l * batch * layer.problem.hidden_size * bytes;
+    Tensor const input = output;
+    OptionalTensor c = of_layer(c_0, "c_0", l);
+    Layer layer({input, at::TensorList(weights.data() + l * per_layer, per_layer), of_layer(h_0, "h_0", l), c, none,
+                 none, none, none, none, none, zoneout, cell, bidirectional, heads, false, one_step});
+    Problem const& problem = layer.problem;
+    int64_t const batch = problem.batch, size = problem.state_size();
+    if (l == 0) {
+      h_n = at::empty({all, batch, size}, x.options());
+      if (facts(problem.cell).has_cell) c_n = at::empty({all, batch, problem.hidden_size}, x.options());
+    }
+    output = one_step ? at::empty({batch, directions * size}, x.options())
+                      : at::empty({problem.steps, batch, directions * size}, x.options());
+    layer.set_results(output, of_layer(h_n, "h_n", l), of_layer(c_n, "c_n", l));
     run_forward(layer);
   }
-  return {output, h_n, c_n};
+  return {batch_first && !one_step ? output.transpose(0, 1) : output, *h_n, c_n};
 }
 
 }  // namespace
@@ -186,6 +202,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("lengths") = false, py::arg("reset") = false, py::arg("recurrent_mask") = false,
              py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("int8") = false,
              py::arg("threads") = 0, py::arg("device_index") = 0, py::arg("gpu") = py::none());
-  module.def("step", step, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
-             py::arg("num_layers"), py::arg("heads"), py::arg("zoneout"));
+  module.def("infer", infer, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
+             py::arg("num_layers"), py::arg("bidirectional"), py::arg("batch_first"), py::arg("heads"),
+             py::arg("zoneout"));
 }

@@ -40,14 +40,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
   Tensor const gates = !keep_gates ? absent()
                        : lengths   ? at::zeros(layer.sequence_shape(problem.saved_size()), options)
                                    : at::empty(layer.sequence_shape(problem.saved_size()), options);
-  for (int64_t i = 0; i < problem.groups; ++i) {
-    Group& group = layer.groups[i];
-    group.y = writable(layer.y_part(y, i));
-    group.h_n = writable(layer.part(h_n, i, batch * size));
-    group.c_n = writable(layer.part(c_n, i, batch * hidden));
-    group.cells = writable(layer.part(cells, i, rows * hidden));
-    group.gates = writable(layer.part(gates, i, rows * problem.saved_size()));
-  }
+  layer.set_results(y, h_n, c_n, cells, gates);
   run_forward(layer);
   return {y, h_n, c_n, cells, gates};
 }

@@ -1,0 +1,61 @@
+"""Calls without gradients go to the kernels past autograd and the dispatcher: with the same bits, and only where nobody
+would notice."""
+
+import pytest
+import torch
+
+import rnnkern
+from comparison import pair, states, tensors_of
+from helpers import OperatorCalls
+from layer_inputs import every_case, every_layer, padded
+from rnnkern import autograd
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """Within it, the long way is an error."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the long way was taken")
+
+    return lambda: monkeypatch.setattr(autograd, "layer", refuse)
+
+
+@every_case
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_are_those_of_the_operator(name, variant, given, dtype, direct, device):
+    layer = pair(name, 5, 8, **variant)[0].to(device, dtype)
+    x = padded(dtype, device, batch_first=layer.batch_first)
+    hx = states(layer, 4, dtype, device, requires_grad=False) if given else None
+    with torch.no_grad():
+        with OperatorCalls() as operators:
+            expected = tensors_of(layer(x, hx))
+        direct()
+        found = tensors_of(layer(x, hx))
+    assert operators.names == ["layer_forward"] * layer.num_layers
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert [one.stride() for one in found] == [other.stride() for other in expected]
+
+
+@every_layer
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_what_is_not_a_plain_call_goes_the_long_way(name):
+    layer = pair(name, 5, 8)[0]
+    x = padded()
+    expected = layer(x)[0].detach()
+    with torch.no_grad():
+        # A view that stands for the negative of what lies in memory.
+        negative = torch.complex(torch.zeros_like(x), -x).conj().imag
+        assert negative.is_neg()
+        assert torch.equal(layer(negative)[0], expected)
+        assert torch.equal(layer.step(negative[0])[0], expected[0])
+        traced = torch.jit.trace(layer, (x,))
+        assert torch.equal(traced(x * 2)[0], layer(x * 2)[0])
+
+
+def test_profilers_see_it():
+    layer = rnnkern.GRU(5, 8)
+    with torch.profiler.profile() as profile, torch.no_grad():
+        layer(torch.randn(3, 2, 5))
+    assert "rnnkern::infer" in {event.name for event in profile.events()}
