@@ -48,7 +48,7 @@ class PackedGemm {
     return !std::is_same_v<T, C> && (in_turns || k > kDepth) ? m * width() : 0;
   }
   int64_t copy_elements(int workers) const {
-    if (a.transposed) return strips(m) * strip_pitch();
+    if (a.transposed) return (m + V::lanes - 1) / V::lanes * group_pitch();
     return kInPlace ? 0 : workers * strip_pitch();
   }
 
@@ -101,9 +101,12 @@ class PackedGemm {
     int64_t stride;
   };
   static int64_t strips(int64_t rows) { return (rows + kStrip - 1) / kStrip; }
-  // Of copies; more than is used, so that equal places of several strips lie in different sets of a cache.
+  // Copies of rows that are contiguous in k; more than is used, so that equal places of several strips lie in different
+  // sets of a cache.
   int64_t strip_pitch() const { return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes; }
-  P* copy_at(int64_t row) const { return copies + row / kStrip * strip_pitch() + row % kStrip; }
+  // Copies of rows that are not: a vector of rows side by side, so that what a tile reads lies close together.
+  int64_t group_pitch() const { return V::lanes * (std::min(k, kDepth) + 1); }
+  P* copy_at(int64_t row) const { return copies + row / V::lanes * group_pitch() + row % V::lanes; }
 
   // The vectors of a row of C are dealt out evenly: 9 of them as 3, 3, 3 and not 4, 4, 1.
   int64_t vectors() const { return (n + V::lanes - 1) / V::lanes; }
@@ -119,10 +122,10 @@ class PackedGemm {
     int64_t const steps = packed_steps<P>(block.depth);
     for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, block);
     if (!a.transposed || panels_alone) return;
-    // All of it, kStrip columns side by side, in the order of memory: a strip's own rows lie far apart.
+    // All of it, in the order of memory: a strip's own rows lie far apart.
     for (int64_t step = steps * worker / workers; step < steps * (worker + 1) / workers; ++step)
       for (int64_t r = 0; r < m; r += V::lanes)
-        store_packed(copy_at(r) + step * kStrip,
+        store_packed(copy_at(r) + step * V::lanes,
                      load_columns<P, T>([&](int64_t i) { return a.data + (block.a + i) * a.stride + r; }, step,
                                         block.depth, int(std::min<int64_t>(V::lanes, m - r))));
   }
@@ -163,7 +166,7 @@ class PackedGemm {
 
   void set_strip(Strip& strip, int worker, int64_t first, int64_t rows, Block const& block) const {
     if (a.transposed) {
-      strip.stride = kStrip;
+      strip.stride = V::lanes;
       for (int64_t r = 0; r < rows; ++r) strip.row[r] = reinterpret_cast<const Operand*>(copy_at(first + r));
       return;
     }

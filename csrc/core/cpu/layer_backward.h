@@ -10,11 +10,15 @@ namespace rnnkern::RNNKERN_ISA {
 
 // How many steps are a turn, the same for any number of workers, so that sums are.
 struct BackwardTurns {
+  // Rows, which the weights' gradients sum over: of a panel, as many steps as half a first cache of 32 KB holds, or all
+  // of one of 48 KB.
+  template <class T>
+  static constexpr int64_t kMostRows = PackedGemm<T>::kDepth / (RNNKERN_VECTOR_BYTES == 64 ? 1 : 2);
   int64_t count, steps;
 
   template <class T>
   static BackwardTurns make(const Problem& problem) {
-    int64_t const most = std::max<int64_t>(1, PackedGemm<T>::kDepth / std::max<int64_t>(1, problem.batch));
+    int64_t const most = std::max<int64_t>(1, kMostRows<T> / std::max<int64_t>(1, problem.batch));
     // Each sample's sums are short; those of several turns would be read and written more than they are added to.
     int64_t const count = problem.per_sample ? 1 : std::max<int64_t>(1, (problem.steps + most - 1) / most);
     return {count, (problem.steps + count - 1) / count};
