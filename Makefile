@@ -44,13 +44,14 @@ bench: build $(VENV)/.stamp-bench
 GRID_SUITES ?= quick packed goals composed shapes grid
 GRID_THREADS ?= 1 2
 GRID_ARGS ?= --repeats 3 --least 10 --budget 0.7
+GRID_MACHINE ?= cpu
 GRID_SECONDS ?=
 
 grid: build $(VENV)/.stamp-bench
 	set -e; for suite in $(GRID_SUITES); do for threads in $(GRID_THREADS); do \
 		set --; [ $$suite != composed ] || set -- --peers torch.nn "rnnkern compiled"; \
 		$(BIN)/python benchmarks/run.py --suite $$suite --threads $$threads $(GRID_ARGS) "$$@" \
-			$(if $(GRID_SECONDS),--seconds $(GRID_SECONDS)) --resume --out benchmarks/results/$$suite-cpu-$$threads.json; \
+			$(if $(GRID_SECONDS),--seconds $(GRID_SECONDS)) --resume --out benchmarks/results/$$suite-$(GRID_MACHINE)-$$threads.json; \
 	done; done
 	$(MAKE) report
 
