@@ -157,7 +157,7 @@ def run(
         and reset_mask is None
         and not return_state_sequence
         and not (training and (dropout or recurrent_dropout or zoneout))
-        and isinstance(weights, list)
+        and not isinstance(weights, int8.Weights)
         and kernel_alone()
     ):
         result = infer(cell, input, hx, weights, num_layers, bidirectional, batch_first, heads, zoneout)
