@@ -420,9 +420,7 @@ def infer(
         h_0, c_0 = (None, None) if hx is None else (hx[0], hx[1]) if cell == "lstm" else (hx, None)
         if not without_gradients((x, h_0, c_0, *weights)):
             return None
-        y, h_n, c_n = _C.infer(
-            x, weights, h_0, c_0, cell, num_layers, bool(bidirectional), batch_first, heads, zoneout
-        )
+        y, h_n, c_n = _C.infer(x, weights, h_0, c_0, cell, num_layers, bool(bidirectional), batch_first, heads, zoneout)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
     return y, h_n if c_n is None else (h_n, c_n)

@@ -197,8 +197,8 @@ RNNKERN_INLINE void store(T* p, V a, int n) {
 }
 
 // ---- sigmoid and tanh ----
-// e^x = 2^n e^r, |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r). q's coefficients, from the constant on: for float, those of
-// the least largest relative error, 3.1e-9 (Remez); for double, Taylor's.
+// e^x = 2^n e^r, |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r). q's coefficients, from the constant on: for float, those
+// of the least largest relative error, 3.1e-9 (Remez); for double, Taylor's.
 
 template <class C>
 struct Exp;
