@@ -178,7 +178,13 @@ class ForwardSweep {
   template <class Finish>
   RNNKERN_INLINE void run_stage(const Panels& set, const T* weight, PanelRange range, Finish finish) {
     if constexpr (std::is_same_v<Panels, PanelSet<packed_t<T>>>) {
-      if (set.data) return run_panels(set, range, row_, live_, finish);
+      // The gates of x come from beyond the second cache. GCC drops calls of what only prefetches if it need not
+      // inline.
+      int const gates = &set == &buffers_.first ? set.gates : 0;
+      auto const ahead = [&](Row& row, int64_t unit) __attribute__((always_inline)) {
+        for (int g = 0; g < gates; ++g) __builtin_prefetch(row.gates + g * hidden_ + unit);
+      };
+      if (set.data) return run_panels(set, range, row_, live_, finish, ahead);
       if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), finish);
     } else {
       if (range.count() > 0) run_quantized(set, range, row_, live_, finish);

@@ -166,9 +166,11 @@ auto each_block(F f) {
   return [f](auto* blocks, int count) { for_blocks(blocks, count, f); };
 }
 
-// Runs panels over `count` rows; finish(blocks, count) takes the sums of some of them.
-template <class P, class Row, class Finish>
-RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish) {
+// Runs panels over `count` rows; finish(blocks, count) takes the sums of some of them, ahead(row, unit) hears of each
+// block before its product.
+template <class P, class Row, class Finish, class Ahead>
+RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish,
+                               Ahead ahead) {
   constexpr int lanes = sums_t<P>::lanes;
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
   for (int p = 0; p < range.count(); ++p) {
@@ -177,7 +179,10 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
     for (int64_t r = 0, now; r < count; r += now) {
       now = next_rows(count - r, together);
       const typename Packed<P>::Operand* operand[kMaxRows];
-      for (int i = 0; i < now; ++i) operand[i] = rows[r + i].operand + panel.operand;
+      for (int i = 0; i < now; ++i) {
+        operand[i] = rows[r + i].operand + panel.operand;
+        for (int s = 0; s < panel.blocks; ++s) ahead(rows[r + i], panel.unit + s * lanes);
+      }
       auto* const sums = waiting.room(int(now) * panel.blocks);
       for (int c = 0; c < columns; c += width)
         tile_table<P>.at[set.streamed][width][now](set.column_at(panel, c), set.depth, operand, 1,
@@ -187,6 +192,11 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
     }
   }
   waiting.finish_all();
+}
+
+template <class P, class Row, class Finish>
+RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish) {
+  run_panels(set, range, rows, count, finish, [](Row&, int64_t) {});
 }
 
 // The same for at most kUnpackedRows rows and weights that are not packed (see PanelSet::pack_forward).
