@@ -40,7 +40,8 @@ bench: build $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/run.py --suite quick --out build/bench $(BENCH_ARGS)
 
 # --- What README and GOALS.md rest on. Ctrl-C or GRID_SECONDS (of each run) end a sitting, the next call goes on. Each
-# problem gets 0.7 s a side in each of three processes, and never fewer than ten samples there. ---
+# problem gets 0.7 s a side in each of three processes, and never fewer than ten samples there. GRID_MACHINE, in the
+# files' names, tells results of several machines apart. ---
 GRID_SUITES ?= quick packed goals composed shapes grid
 GRID_THREADS ?= 1 2
 GRID_ARGS ?= --repeats 3 --least 10 --budget 0.7

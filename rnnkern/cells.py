@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnkern import autograd, checks, functional
+from rnnkern.inference import infer
 
 
 class RecurrentCell(torch.nn.RNNCellBase):
@@ -46,22 +47,20 @@ class RecurrentCell(torch.nn.RNNCellBase):
         if functional.under_autocast(x):
             x, h, c, weights = functional.autocast(x, h, c, weights)
         checks.check_weights(x, weights)
-        if h is None:
-            h = x.new_zeros((1, x.shape[0], self.hidden_size))
-            c = h if self.cell == "lstm" else None
-        else:
-            checks.check_state_like(x, h)
-            if c is not None:
-                checks.check_state_like(x, c)
+        lstm = self.cell == "lstm"
+        for state in (h, c):
+            if state is not None:
+                checks.check_state_like(x, state)
         h_n: Tensor
-        result = None
-        if functional.kernel_alone():
-            hx = (h, c) if self.cell == "lstm" else h
-            result = functional.infer(self.cell, x, hx, weights, 1, False, False, 1, 0.0)
-        if result is None:
-            _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self.cell)
+        hx = None if h is None else (h, c) if lstm else h
+        result = infer(self.cell, x, hx, weights, 1, False, False, 1, 0.0)
+        if result is not None:
+            h_n, c_n = result[1] if lstm else (result[1], None)
         else:
-            h_n, c_n = result[1] if self.cell == "lstm" else (result[1], None)
+            if h is None:
+                h = x.new_zeros((1, x.shape[0], self.hidden_size))
+                c = h if lstm else None
+            _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self.cell)
         # In place, for a result that is no view: others would share its version counter and its memory.
         h_n.squeeze_(0)
         if c_n is not None:

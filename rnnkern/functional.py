@@ -6,26 +6,16 @@ directions. Values of tensors (lengths, batch sizes) are checked by the operator
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import _C, autograd, checks, int8
+from rnnkern import autograd, checks, int8
+from rnnkern.inference import infer
 from rnnkern.reference import GATES
-from rnnkern.torch_private import (
-    autocast_enabled,
-    dispatch_modes,
-    dual_level,
-    function_modes,
-    tracing,
-    transforms_active,
-)
-
-_PLAIN = (Tensor, Parameter)
 
 State = Any  # a tensor, or the pair (h, c) of an LSTM
 Weights = Sequence[Tensor] | int8.Weights
@@ -158,7 +148,6 @@ def run(
         and not return_state_sequence
         and not (training and (dropout or recurrent_dropout or zoneout))
         and not isinstance(weights, int8.Weights)
-        and kernel_alone()
     ):
         result = infer(cell, input, hx, weights, num_layers, bidirectional, batch_first, heads, zoneout)
         if result is not None:
@@ -373,57 +362,6 @@ def _draw(
         if cell_width > 0:
             zoneout_c = torch.rand((*shape, cell_width), device=x.device) < zoneout
     return recurrent_mask, zoneout_h, zoneout_c
-
-
-# --- without autograd and the dispatcher: they and what prepares a call for them take longer than 100 small steps -----
-
-
-def kernel_alone() -> bool:
-    """Whether a call without gradients may skip the dispatcher: nothing compiles, casts, transforms or watches it."""
-    return not (
-        torch.compiler.is_compiling()
-        or autocast_enabled()
-        or transforms_active()
-        or dispatch_modes()
-        or function_modes()
-        or tracing()
-        or dual_level()
-    )
-
-
-def without_gradients(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether these are tensors as they come, and no gradient will be asked for."""
-    differentiable = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or (differentiable and tensor.requires_grad)):
-            return False
-    return True
-
-
-def infer(
-    cell: str,
-    x: Tensor,
-    hx: State,
-    weights: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    heads: int,
-    zoneout: float,
-) -> tuple[Tensor, State] | None:
-    """The kernels alone, on `x [T, B, I]` or one step `[B, I]`, where `kernel_alone()`: `(output, hx)`.
-
-    Returns:
-        None where a gradient is needed, or where something is wrong with the arguments: the long way says what.
-    """
-    try:
-        h_0, c_0 = (None, None) if hx is None else (hx[0], hx[1]) if cell == "lstm" else (hx, None)
-        if not without_gradients((x, h_0, c_0, *weights)):
-            return None
-        y, h_n, c_n = _C.infer(x, weights, h_0, c_0, cell, num_layers, bool(bidirectional), batch_first, heads, zoneout)
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return None
-    return y, h_n if c_n is None else (h_n, c_n)
 
 
 def under_autocast(x: Tensor) -> bool:

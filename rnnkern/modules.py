@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import checks, functional
+from rnnkern.inference import infer
 from rnnkern.torch_private import GLOBAL_HOOKS
 
 
@@ -151,11 +152,10 @@ class Recurrent(torch.nn.RNNBase):
             or self._backward_pre_hooks
             or any(GLOBAL_HOOKS)
             or (self.training and (self.dropout or self.recurrent_dropout or self.weight_dropout or self.zoneout))
-            or not functional.kernel_alone()
         )
 
     def _direct_step(self, input_t: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
-        """The step by the kernels alone; None where `functional.infer` gives none."""
+        """The step by the kernels alone; None where `infer` gives none."""
         lstm = self.mode == "LSTM"
         batched = input_t.dim() == 2
         if not batched:
@@ -167,9 +167,7 @@ class Recurrent(torch.nn.RNNBase):
                     hx = [state.unsqueeze(1) for state in hx] if lstm else hx.unsqueeze(1)
             except (AttributeError, TypeError, IndexError):
                 return None
-        result = functional.infer(
-            self.cell, input_t, hx, self.weights(), self.num_layers, False, False, self.heads, self.zoneout
-        )
+        result = infer(self.cell, input_t, hx, self.weights(), self.num_layers, False, False, self.heads, self.zoneout)
         if batched or result is None:
             return result
         y, state = result

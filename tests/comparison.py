@@ -1,5 +1,6 @@
 """Comparisons with torch.nn in double, and per sample, that several test files share."""
 
+import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
@@ -33,6 +34,14 @@ def assert_close(found, expected, dtype=torch.float64, gradient=False):
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert one.dtype == dtype
         assert error(one, other) <= ceiling, f"tensor {index}"
+
+
+def assert_refused(call, kind, message):
+    """The call raises exactly this error."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert caught.type is kind
+    assert str(caught.value) == message
 
 
 def pair(name, *arguments, dtype=torch.float64, device="cpu", **keywords):

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from comparison import (
-    LAYERS,
-)
+import rnnkern
+from comparison import LAYERS
 
 VARIANTS = [
     {},
@@ -32,3 +31,8 @@ def padded(dtype=torch.float64, device="cpu", steps=6, batch=4, size=5, batch_fi
 
 def packed(dtype=torch.float64, device="cpu", lengths=(3, 6, 1, 4)):
     return pack_padded_sequence(padded(dtype, device), torch.tensor(lengths), enforce_sorted=False)
+
+
+def make(name, *arguments, **keywords):
+    torch.manual_seed(0)
+    return getattr(rnnkern, name)(*arguments, **{"dtype": torch.float64, **keywords})

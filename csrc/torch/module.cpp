@@ -152,16 +152,14 @@ std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const std::vec
                       " layers and directions, got ", states->sizes());
     return states->narrow(0, l * directions, directions);
   };
-  for (const Tensor& tensor : {x, h_0.value_or(x), c_0.value_or(x)})
-    TORCH_CHECK(!tensor.is_neg(), "expected values as they lie in memory");
-  OptionalTensor const none;
   OptionalTensor h_n, c_n;
+  OptionalTensor const none;
   Tensor output = batch_first && !one_step ? x.transpose(0, 1) : x;
   for (int64_t l = 0; l < num_layers; ++l) {
     Tensor const input = output;
-    OptionalTensor c = of_layer(c_0, "c_0", l);
-    Layer layer({input, at::TensorList(weights.data() + l * per_layer, per_layer), of_layer(h_0, "h_0", l), c, none,
-                 none, none, none, none, none, zoneout, cell, bidirectional, heads, false, one_step});
+    Layer layer({input, at::TensorList(weights.data() + l * per_layer, per_layer), of_layer(h_0, "h_0", l),
+                 of_layer(c_0, "c_0", l), none, none, none, none, none, none, zoneout, cell, bidirectional, heads,
+                 false, one_step});
     Problem const& problem = layer.problem;
     int64_t const batch = problem.batch, size = problem.state_size();
     if (l == 0) {

@@ -105,7 +105,7 @@ class PackedGemm {
   // sets of a cache.
   int64_t strip_pitch() const { return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes; }
   // Copies of rows that are not: a vector of rows side by side, so that what a tile reads lies close together.
-  int64_t group_pitch() const { return V::lanes * (std::min(k, kDepth) + 1); }
+  int64_t group_pitch() const { return V::lanes * (packed_steps<P>(std::min(k, kDepth)) + 1); }
   P* copy_at(int64_t row) const { return copies + row / V::lanes * group_pitch() + row % V::lanes; }
 
   // The vectors of a row of C are dealt out evenly: 9 of them as 3, 3, 3 and not 4, 4, 1.

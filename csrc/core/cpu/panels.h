@@ -62,13 +62,13 @@ struct PanelSet {
     return set;
   }
 
-  // Where one of a panel's columns begins, and how far apart its steps lie.
-  P* column_at(Panel const& panel, int c) const {
-    int const width = columns(panel) / panel.parts;
-    return data + panel.data + (c / width * packed_steps<P>(depth) * width + c % width) * lanes;
-  }
   int columns(Panel const& panel) const { return panel.blocks * gates; }
-  int64_t pitch(Panel const& panel) const { return columns(panel) / panel.parts * lanes; }
+  int part_width(Panel const& panel) const { return columns(panel) / panel.parts; }  // of a part
+  // Where one of a panel's columns begins; its steps lie part_width() vectors apart.
+  P* column_at(Panel const& panel, int c) const {
+    int const now = part_width(panel);
+    return data + panel.data + (c / now * packed_steps<P>(depth) * now + c % now) * lanes;
+  }
 
   // Forward: weight [(gate, unit), k], gate rows `height` units apart.
   template <class T>
@@ -78,7 +78,7 @@ struct PanelSet {
       for (int g = 0; g < gates; ++g) {
         const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
         pack_transposed<P, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
-                              depth, column_at(panel, s * gates + g), pitch(panel));
+                              depth, column_at(panel, s * gates + g), part_width(panel) * lanes);
       }
   }
 
@@ -92,7 +92,7 @@ struct PanelSet {
           [&](int64_t k) {
             return weight + (k / per_head * height + panel.head * per_head + k % per_head) * width + column + s * lanes;
           },
-          std::min(lanes, panel.units - s * lanes), depth, column_at(panel, s), pitch(panel));
+          std::min(lanes, panel.units - s * lanes), depth, column_at(panel, s), part_width(panel) * lanes);
   }
 };
 
@@ -175,7 +175,7 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
-    int const columns = set.columns(panel), width = columns / panel.parts, together = tile_rows(width);
+    int const columns = set.columns(panel), width = set.part_width(panel), together = tile_rows(width);
     for (int64_t r = 0, now; r < count; r += now) {
       now = next_rows(count - r, together);
       const typename Packed<P>::Operand* operand[kMaxRows];

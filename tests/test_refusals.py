@@ -1,0 +1,128 @@
+"""What no layer can be or become, whatever its tensors, is refused with one error that says what was expected."""
+
+import pytest
+import torch
+from torch import nn
+
+import rnnkern
+from comparison import assert_refused
+
+X = torch.zeros(6, 4, 5)
+LSTM, GRU, RNN = rnnkern.LSTM, rnnkern.GRU, rnnkern.RNN
+
+
+def in_strategy(name):
+    with rnnkern.strategy(name):
+        pass
+
+
+CONSTRUCTION = {
+    "heads=0": (lambda: LSTM(5, 8, heads=0), ValueError, "heads must be at least 1, got 0"),
+    "heads=2.0": (lambda: LSTM(5, 8, heads=2.0), TypeError, "heads should be of type int, got: float"),
+    "heads=3": (
+        lambda: GRU(5, 8, heads=3),
+        ValueError,
+        "hidden_size must be divisible by heads, got hidden_size=8 and heads=3",
+    ),
+    "heads and proj_size": (
+        lambda: LSTM(5, 8, heads=2, proj_size=4),
+        ValueError,
+        "heads=2 cannot be combined with proj_size",
+    ),
+    "zoneout=1.5": (lambda: RNN(5, 8, zoneout=1.5), ValueError, "zoneout should be a number in range [0, 1], got 1.5"),
+    "recurrent_dropout=-1": (
+        lambda: RNN(5, 8, recurrent_dropout=-1),
+        ValueError,
+        "recurrent_dropout should be a number in range [0, 1], got -1",
+    ),
+    "weight_dropout=True": (
+        lambda: GRU(5, 8, weight_dropout=True),
+        ValueError,
+        "weight_dropout should be a number in range [0, 1], got True",
+    ),
+    "dropout=2": (
+        lambda: GRU(5, 8, 2, dropout=2.0),
+        ValueError,
+        "dropout should be a number in range [0, 1] representing the probability of an element being zeroed",
+    ),
+    "forget_bias without biases": (
+        lambda: LSTM(5, 8, bias=False, forget_bias=1.0),
+        ValueError,
+        "forget_bias needs bias=True: there is no bias to set",
+    ),
+    "forget_bias of a GRU": (
+        lambda: GRU(5, 8, forget_bias=1.0),
+        TypeError,
+        "GRU.__init__() got an unexpected keyword argument 'forget_bias'",
+    ),
+    "reset_after of an LSTM": (
+        lambda: LSTM(5, 8, reset_after=False),
+        TypeError,
+        "LSTM.__init__() got an unexpected keyword argument 'reset_after'",
+    ),
+    "proj_size of a GRU": (
+        lambda: GRU(5, 8, proj_size=3),
+        ValueError,
+        "proj_size argument is only supported for LSTM, not RNN or GRU",
+    ),
+    "proj_size=8": (lambda: LSTM(5, 8, proj_size=8), ValueError, "proj_size has to be smaller than hidden_size"),
+    "nonlinearity": (
+        lambda: RNN(5, 8, nonlinearity="swish"),
+        ValueError,
+        "Unknown nonlinearity 'swish'. Select from 'tanh', 'relu' or 'sigmoid'.",
+    ),
+}
+
+UNSUPPORTED = {
+    "torch.jit.script": (
+        lambda: torch.jit.script(nn.Sequential(LSTM(5, 8))),
+        RuntimeError,
+        "torch.jit.script cannot take rnnkern.LSTM, TorchScript has no operator for it: "
+        "script layer.to_torch(), the equal torch.nn layer",
+    ),
+    "torch.jit.script of a cell": (
+        lambda: torch.jit.script(rnnkern.GRUCell(5, 8)),
+        RuntimeError,
+        "torch.jit.script cannot take rnnkern.GRUCell, TorchScript has no operator for it: "
+        "script cell.to_torch(), the equal torch.nn cell",
+    ),
+    "to_torch with heads": (
+        lambda: LSTM(5, 8, heads=2).to_torch(),
+        ValueError,
+        "torch.nn has no LSTM with heads=2",
+    ),
+    "to_torch with zoneout": (
+        lambda: GRU(5, 8, zoneout=0.1).to_torch(),
+        ValueError,
+        "torch.nn has no GRU with zoneout=0.1",
+    ),
+    "to_torch with reset before": (
+        lambda: GRU(5, 8, reset_after=False).to_torch(),
+        ValueError,
+        "torch.nn has no GRU with reset_after=False",
+    ),
+    "to_torch with sigmoid": (
+        lambda: RNN(5, 8, nonlinearity="sigmoid").to_torch(),
+        ValueError,
+        "torch.nn has no RNN with nonlinearity='sigmoid'",
+    ),
+    "a layer of torch.nn in plan": (
+        lambda: rnnkern.plan(nn.LSTM(5, 8), X),
+        TypeError,
+        "layer must be a layer or a cell of rnnkern, got torch.nn.modules.rnn.LSTM; "
+        "rnnkern.convert() swaps those of torch.nn",
+    ),
+    "an unknown strategy": (
+        lambda: in_strategy("magic"),
+        ValueError,
+        f"strategy: expected one of {', '.join(rnnkern.strategies())}, got 'magic'",
+    ),
+}
+
+ALL = {**CONSTRUCTION, **UNSUPPORTED}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize(("call", "kind", "message"), ALL.values(), ids=ALL.keys())
+def test_a_mistake_raises_one_clear_error(call, kind, message):
+    assert_refused(call, kind, message)
