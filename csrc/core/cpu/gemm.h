@@ -37,12 +37,17 @@ class PackedGemm {
   C* partial = nullptr;  // partial_elements(): sums in the compute type, where they are made in several parts
   P* copies = nullptr;   // copy_elements(): rows of op(A), where the tile cannot read them as they are stored
 
-  bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
+  bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A, or
+  bool one_pass = false;     // rows() is called once, for all of A
 
   // A few rows: the panels would be used once.
   bool unpacked() const { return keep_panels && m <= kUnpackedRows && b.transposed; }
-  int64_t panel_elements() const {
-    return unpacked() ? 0 : width() * packed_steps<P>(keep_panels ? k : std::min(k, kDepth));
+  // Panels need not leave the second cache where all rows pass by at once.
+  bool passing() const { return one_pass && kInPlace && !a.transposed && !unpacked(); }
+  int64_t panel_elements(int workers) const {
+    if (unpacked()) return 0;
+    int64_t const depth = packed_steps<P>(keep_panels && !passing() ? k : std::min(k, kDepth));
+    return depth * (passing() ? workers * near_width() : width());
   }
   int64_t partial_elements(bool in_turns = false) const {
     return !std::is_same_v<T, C> && (in_turns || k > kDepth) ? m * width() : 0;
@@ -78,21 +83,24 @@ class PackedGemm {
   // The same in two steps, for some rows at a time; the caller waits in between. `out` is where row `first` goes, or is
   // added to.
   void pack(int worker, int workers) const {
-    for (int64_t k_0 = 0; k_0 < k && !unpacked(); k_0 += kDepth) pack_block(whole_block(k_0), worker, workers);
+    for (int64_t k_0 = 0; k_0 < k && !unpacked() && !passing(); k_0 += kDepth)
+      pack_block(whole_block(k_0), worker, workers);
   }
   void rows(int64_t first, int64_t count, T* out, int worker, int workers, bool add = false) const {
+    if (passing()) return pass(first, count, out, add, worker, workers);
     for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth)
       multiply_block(whole_block(k_0), first, count, out, add, worker, workers);
   }
 
  private:
-  // Some of k: where they begin in A, B and the panels.
+  // Some of k: where they begin in A, B and `panels`, the first of which begins with column `column`.
   struct Block {
-    int64_t a, b, panel, depth;
+    int64_t a, b, panels, depth;
     bool begins, ends;
+    int64_t column = 0;
   };
   Block whole_block(int64_t k_0) const {
-    return {k_0, k_0, k_0, std::min(kDepth, k - k_0), k_0 == 0, k_0 + kDepth >= k};
+    return {k_0, k_0, packed_steps<P>(k_0) * width(), std::min(kDepth, k - k_0), k_0 == 0, k_0 + kDepth >= k};
   }
 
   // Rows of op(A) as the tile reads them.
@@ -111,11 +119,12 @@ class PackedGemm {
   // The vectors of a row of C are dealt out evenly: 9 of them as 3, 3, 3 and not 4, 4, 1.
   int64_t vectors() const { return (n + V::lanes - 1) / V::lanes; }
   int64_t width() const { return vectors() * V::lanes; }
+  static constexpr int64_t near_width() { return kNear * kColumns * V::lanes; }
   int64_t panel_count() const { return (vectors() + kColumns - 1) / kColumns; }
   int64_t column_at(int64_t p) const { return vectors() * p / panel_count() * V::lanes; }
   int panel_columns(int64_t p) const { return int((column_at(p + 1) - column_at(p)) / V::lanes); }
   P* panel_at(int64_t p, Block const& block) const {
-    return panels + packed_steps<P>(block.panel) * width() + column_at(p) * packed_steps<P>(block.depth);
+    return panels + block.panels + (column_at(p) - block.column) * packed_steps<P>(block.depth);
   }
 
   void pack_block(Block const& block, int worker, int workers, bool panels_alone = false) const {
@@ -147,6 +156,26 @@ class PackedGemm {
     }
   }
 
+  // Each worker packs its own panels, some at a time, into the same memory again and again.
+  void pass(int64_t first, int64_t count, T* out, bool add, int worker, int workers) const {
+    int64_t const all = strips(count), last = panel_count() * (worker + 1) / workers;
+    Strip strip;
+    for (int64_t p = panel_count() * worker / workers, next; p < last; p = next) {
+      next = std::min(p + kNear, last);
+      for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth) {
+        Block block = whole_block(k_0);
+        block.panels = worker * near_width() * packed_steps<P>(std::min(k, kDepth));
+        block.column = column_at(p);
+        for (int64_t q = p; q < next; ++q) pack_panel(q, block);
+        for (int64_t s = 0; s < all; ++s) {
+          int64_t const at = count * s / all, rows = count * (s + 1) / all - at;
+          set_strip(strip, worker, first + at, rows, block);
+          for (int64_t q = p; q < next; ++q) multiply(strip, at, rows, q, block, out, add);
+        }
+      }
+    }
+  }
+
   void pack_panel(int64_t p, Block const& block) const {
     P* const panel = panel_at(p, block);
     int const columns = panel_columns(p);
@@ -155,8 +184,9 @@ class PackedGemm {
       int const count = int(std::min<int64_t>(n - column, V::lanes));
       P* const out = panel + j * V::lanes;
       if (b.transposed) {
-        pack_transposed<P, T>([&](int lane) { return b.data + (column + lane) * b.stride + block.b; }, count,
-                              block.depth, out, columns * V::lanes);
+        const T* const first = b.data + column * b.stride + block.b;
+        pack_transposed<P, T>([&](int lane) { return first + lane * b.stride; }, count, block.depth, out,
+                              columns * V::lanes, b.stride == block.depth ? first + V::lanes * b.stride : nullptr);
       } else {
         pack_rows<P, T>([&](int64_t i) { return b.data + (block.b + i) * b.stride + column; }, count, block.depth, out,
                         columns * V::lanes);

@@ -77,8 +77,9 @@ struct PanelSet {
     for (int s = 0; s < panel.blocks; ++s)
       for (int g = 0; g < gates; ++g) {
         const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
+        const T* const next = g + 1 < gates ? first + height * depth : first + (lanes - g * height) * depth;
         pack_transposed<P, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
-                              depth, column_at(panel, s * gates + g), part_width(panel) * lanes);
+                              depth, column_at(panel, s * gates + g), part_width(panel) * lanes, next);
       }
   }
 

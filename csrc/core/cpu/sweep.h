@@ -43,7 +43,7 @@ struct ProductScratch {
   static ProductScratch make(const PackedGemm<T>* products, int count, int workers, Platform& platform) {
     int64_t panels = 0, partial = 0, copies = 0;
     for (int i = 0; i < count; ++i) {
-      panels = std::max(panels, products[i].panel_elements());
+      panels = std::max(panels, products[i].panel_elements(workers));
       if (!products[i].partial) partial = std::max(partial, products[i].partial_elements());
       copies = std::max(copies, products[i].copy_elements(workers));
     }
