@@ -222,17 +222,21 @@ class PackedGemm {
       multiply_unpacked(strip, int(rows), p, block, sums);
       return finish(out, at, rows, p, sums, block, add);
     }
-    for (int64_t r = 0, now; r < rows; r += now) {
-      now = next_rows(rows - r, tile_rows(columns));
+    const P* const panel = panel_at(p, block);
+    int64_t const column = column_at(p);
+    bool const whole = column + columns * V::lanes <= n;
+    TileRows const tiles(rows, tile_rows(columns));
+    for (int64_t r = 0, i = 0, now; r < rows; r += now, ++i) {
+      now = tiles.of(i);
       auto const tile = tile_table<P>.at[false][columns][now];
       if constexpr (std::is_same_v<T, C>) {
-        if (column_at(p + 1) <= n) {  // sums that need nothing more go straight to their place
-          tile(panel_at(p, block), block.depth, strip.row + r, strip.stride,
-               {out + (at + r) * c_stride + column_at(p), c_stride, add || !block.begins});
+        if (whole) {  // sums that need nothing more go straight to their place
+          tile(panel, block.depth, strip.row + r, strip.stride,
+               {out + (at + r) * c_stride + column, c_stride, add || !block.begins});
           continue;
         }
       }
-      tile(panel_at(p, block), block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes});
+      tile(panel, block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes});
       finish(out, at + r, now, p, sums, block, add);
     }
   }

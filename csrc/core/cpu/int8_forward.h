@@ -47,9 +47,9 @@ RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, PanelRange range, 
       data[s] = panels.weight.data + (block * quads * gates * kInt8Units + part) * kInt8Depth;
       facts[s] = block * gates * kInt8Units + part;
     }
-    int const together = tile_rows(gates * panel.blocks);
-    for (int64_t r = 0, now; r < count; r += now) {
-      now = next_rows(count - r, together);
+    TileRows const tiles(count, tile_rows(gates * panel.blocks));
+    for (int64_t r = 0, tile = 0, now; r < count; r += now, ++tile) {
+      now = tiles.of(tile);
       const uint8_t* operand[kMaxRows];
       for (int i = 0; i < now; ++i) operand[i] = rows[r + i].bytes + panel.head * quads * kInt8Depth;
       int8_tiles.at[gates][panel.blocks][now](data, quads, operand, sums);

@@ -11,7 +11,7 @@ struct Panel {
   int64_t operand;  // where its head's slice of the operand begins
   int64_t data;     // in PanelSet::data
   int head, blocks, units;
-  int parts;  // of its columns, packed one after the other: a tile's each
+  int width;  // columns of a tile; where there are more, the panel is packed in parts that lie one after the other
 };
 
 // A product of the time loop: out[unit][gate] = sum over k < depth of operand[k] * weight.
@@ -27,8 +27,8 @@ struct PanelSet {
 
   // Of many rows, tiles of 2 columns by 6 rows read half as many weights for each product as 4 by 3. Beside 24
   // accumulators 4 by 6 do.
-  static int parts(int columns, int64_t rows) {
-    return kMaxAccumulators < 24 && columns == 4 && rows > kMaxAccumulators / 4 ? 2 : 1;
+  static int tile_width(int columns, int64_t rows) {
+    return kMaxAccumulators < 24 && columns == 4 && rows > kMaxAccumulators / 4 ? 2 : columns;
   }
 
   // `rows`: how many rows a worker runs together; few rows need more columns to hide the latency of the sums.
@@ -55,7 +55,7 @@ struct PanelSet {
                   int(head),
                   int(now),
                   int(std::min(per_head - first, now * lanes)),
-                  parts(int(now) * gates, rows)};
+                  tile_width(int(now) * gates, rows)};
         data += now * block_size;
       }
     }
@@ -63,11 +63,10 @@ struct PanelSet {
   }
 
   int columns(Panel const& panel) const { return panel.blocks * gates; }
-  int part_width(Panel const& panel) const { return columns(panel) / panel.parts; }  // of a part
-  // Where one of a panel's columns begins; its steps lie part_width() vectors apart.
+  // Where one of a panel's columns begins; its steps lie `width` vectors apart.
   P* column_at(Panel const& panel, int c) const {
-    int const now = part_width(panel);
-    return data + panel.data + (c / now * packed_steps<P>(depth) * now + c % now) * lanes;
+    int const before = c % panel.width;
+    return data + panel.data + ((c - before) * packed_steps<P>(depth) + before) * lanes;
   }
 
   // Forward: weight [(gate, unit), k], gate rows `height` units apart.
@@ -79,7 +78,7 @@ struct PanelSet {
         const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
         const T* const next = g + 1 < gates ? first + height * depth : first + (lanes - g * height) * depth;
         pack_transposed<P, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
-                              depth, column_at(panel, s * gates + g), part_width(panel) * lanes, next);
+                              depth, column_at(panel, s * gates + g), panel.width * lanes, next);
       }
   }
 
@@ -93,7 +92,7 @@ struct PanelSet {
           [&](int64_t k) {
             return weight + (k / per_head * height + panel.head * per_head + k % per_head) * width + column + s * lanes;
           },
-          std::min(lanes, panel.units - s * lanes), depth, column_at(panel, s), part_width(panel) * lanes);
+          std::min(lanes, panel.units - s * lanes), depth, column_at(panel, s), panel.width * lanes);
   }
 };
 
@@ -176,17 +175,20 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
-    int const columns = set.columns(panel), width = set.part_width(panel), together = tile_rows(width);
-    for (int64_t r = 0, now; r < count; r += now) {
-      now = next_rows(count - r, together);
+    int const columns = set.columns(panel), width = panel.width;
+    int64_t const part = packed_steps<P>(set.depth) * width * lanes;
+    TileRows const tiles(count, tile_rows(width));
+    for (int64_t r = 0, tile = 0, now; r < count; r += now, ++tile) {
+      now = tiles.of(tile);
       const typename Packed<P>::Operand* operand[kMaxRows];
       for (int i = 0; i < now; ++i) {
         operand[i] = rows[r + i].operand + panel.operand;
         for (int s = 0; s < panel.blocks; ++s) ahead(rows[r + i], panel.unit + s * lanes);
       }
       auto* const sums = waiting.room(int(now) * panel.blocks);
-      for (int c = 0; c < columns; c += width)
-        tile_table<P>.at[set.streamed][width][now](set.column_at(panel, c), set.depth, operand, 1,
+      const P* weights = set.data + panel.data;
+      for (int c = 0; c < columns; c += width, weights += part)
+        tile_table<P>.at[set.streamed][width][now](weights, set.depth, operand, 1,
                                                    {sums + c * lanes, columns * lanes});
       for (int i = 0; i < now; ++i)
         for (int s = 0; s < panel.blocks; ++s) waiting.add(rows[r + i], panel, s);

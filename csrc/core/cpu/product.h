@@ -107,12 +107,18 @@ constexpr TileTable<P> tile_table{std::make_integer_sequence<int, kMaxColumns * 
 
 constexpr int tile_rows(int cols) { return std::min(kMaxRows, kMaxAccumulators / cols); }
 
-// The next tile's rows where `left` remain: as even as can be, since a tile of few rows waits for its sums (H 256, B 64
-// on two threads: 32 rows as 6, 6, 5, 5, 5, 5 and not 6, 6, 6, 6, 6, 2).
-inline int next_rows(int64_t left, int most) {
-  int64_t const tiles = (left + most - 1) / most;
-  return int((left + tiles - 1) / tiles);
-}
+// Rows dealt out to tiles of at most `most`, as evenly as can be, since a tile of few rows waits for its sums (H 256,
+// B 64 on two threads: 32 rows as 6, 6, 5, 5, 5, 5 and not 6, 6, 6, 6, 6, 2).
+struct TileRows {
+  int64_t fewest, longer;  // so many have one more
+
+  TileRows(int64_t rows, int most) {
+    int64_t const tiles = std::max<int64_t>(1, (rows + most - 1) / most);
+    fewest = rows / tiles;
+    longer = rows % tiles;
+  }
+  int of(int64_t tile) const { return int(fewest + (tile < longer)); }
+};
 
 // Transposes `lanes` rows of `lanes` values: log2(lanes) times, the lower and upper half of the rows are interleaved.
 template <class V, size_t... I>
