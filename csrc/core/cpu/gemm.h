@@ -232,11 +232,11 @@ class PackedGemm {
       if constexpr (std::is_same_v<T, C>) {
         if (whole) {  // sums that need nothing more go straight to their place
           tile(panel, block.depth, strip.row + r, strip.stride,
-               {out + (at + r) * c_stride + column, c_stride, add || !block.begins});
+               {out + (at + r) * c_stride + column, c_stride, add || !block.begins}, {});
           continue;
         }
       }
-      tile(panel, block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes});
+      tile(panel, block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes}, {});
       finish(out, at + r, now, p, sums, block, add);
     }
   }

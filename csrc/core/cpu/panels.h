@@ -176,8 +176,12 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
     int const columns = set.columns(panel), width = panel.width;
-    int64_t const part = packed_steps<P>(set.depth) * width * lanes;
+    int64_t const steps = packed_steps<P>(set.depth), part = steps * width * lanes;
     TileRows const tiles(count, tile_rows(width));
+    // While several tiles of rows pass by this panel, the next one is asked for; one alone asks for what it reads soon.
+    const P* const next = set.data + set.panels[range[std::min(p + 1, range.count() - 1)]].data;
+    int64_t const line_step = width * lanes * int64_t(sizeof(P)) / tiles.count;
+    int64_t asked = 0;
     for (int64_t r = 0, tile = 0, now; r < count; r += now, ++tile) {
       now = tiles.of(tile);
       const typename Packed<P>::Operand* operand[kMaxRows];
@@ -187,9 +191,15 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
       }
       auto* const sums = waiting.room(int(now) * panel.blocks);
       const P* weights = set.data + panel.data;
-      for (int c = 0; c < columns; c += width, weights += part)
-        tile_table<P>.at[set.streamed][width][now](weights, set.depth, operand, 1,
-                                                   {sums + c * lanes, columns * lanes});
+      for (int c = 0; c < columns; c += width, weights += part) {
+        Prefetch lines{reinterpret_cast<const char*>(weights) + kStreamedAhead, line_step};
+        if (tiles.count > 1) {
+          lines.at = reinterpret_cast<const char*>(next) + asked;
+          asked += steps * line_step;
+        }
+        tile_table<P>.at[set.streamed][width][now](weights, set.depth, operand, 1, {sums + c * lanes, columns * lanes},
+                                                   lines);
+      }
       for (int i = 0; i < now; ++i)
         for (int s = 0; s < panel.blocks; ++s) waiting.add(rows[r + i], panel, s);
     }

@@ -11,10 +11,16 @@ constexpr int kMaxAccumulators = RNNKERN_VECTOR_BYTES == 64 ? 24 : 12;
 constexpr int kMaxColumns = 8;
 constexpr int kMaxRows = 8;
 
-constexpr int kStreamedRows = 2;  // a product of more rows is not bound by the memory
+constexpr int64_t kLine = 64;
 constexpr int64_t kStreamedBytes =
     1 << (RNNKERN_VECTOR_BYTES == 64 ? 20 : 19);  // weights beyond come from farther than L2
 constexpr int64_t kStreamedAhead = 4096;          // bytes: hardware prefetching stops at a page's end
+
+// What a tile asks for while it runs: from `at` on, `step` bytes with each step of k.
+struct Prefetch {
+  const char* at = nullptr;
+  int64_t step = 0;
+};
 
 // Where a tile's sums go: row r at data + r * pitch. In memory, for the tile has no register to spare for it.
 template <class P>
@@ -25,10 +31,11 @@ struct TileSums {
 };
 
 // out[r][c] = sum over k of a[r][k * stride] * panel[k][c]; panel [packed_steps(depth)][COLS][lanes]. In pairs the
-// stride is that of a pair. STREAMED: the panel is asked for ahead of its use.
+// stride is that of a pair. STREAMED: lines ahead are asked for, all that each step of k takes where few rows
+// pass by, else one.
 template <class P, int COLS, int ROWS, bool STREAMED>
 void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Operand* const* a, int64_t stride,
-                  TileSums<P> const& out) {
+                  TileSums<P> const& out, Prefetch const& ahead) {
   using V = sums_t<P>;
   using Operand = typename Packed<P>::Operand;
   V sum[ROWS][COLS];
@@ -40,9 +47,15 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
     for (int c = 0; c < COLS; ++c) sum[r][c] = V(0);
   }
   // The side with fewer vectors stays in registers while those of the other pass by: 4 columns by 3 rows need all 16.
+  constexpr int64_t lines = ROWS > 2 ? 1 : (COLS * V::lanes * sizeof(P) + kLine - 1) / kLine;
+  const char* next = ahead.at;
+  int64_t const next_step = ahead.step;
   auto const step = [&](auto value) __attribute__((always_inline)) {
-    if constexpr (STREAMED)
-      for (int c = 0; c < COLS; ++c) __builtin_prefetch(panel + c * V::lanes + kStreamedAhead / sizeof(P));
+    if constexpr (STREAMED) {
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(next + i * kLine);
+      next += next_step;
+    }
     if constexpr (ROWS < COLS) {
       V x[ROWS];
 #pragma GCC unroll 8
@@ -94,7 +107,7 @@ struct TileTable {
     constexpr int cols = I / kMaxRows + 1, rows = I % kMaxRows + 1;
     if constexpr (cols * rows <= kMaxAccumulators) {
       at[false][cols][rows] = &product_tile<P, cols, rows, false>;
-      at[true][cols][rows] = &product_tile<P, cols, rows, (rows <= kStreamedRows)>;
+      at[true][cols][rows] = &product_tile<P, cols, rows, true>;
     }
   }
   template <int... I>
@@ -110,13 +123,10 @@ constexpr int tile_rows(int cols) { return std::min(kMaxRows, kMaxAccumulators /
 // Rows dealt out to tiles of at most `most`, as evenly as can be, since a tile of few rows waits for its sums (H 256,
 // B 64 on two threads: 32 rows as 6, 6, 5, 5, 5, 5 and not 6, 6, 6, 6, 6, 2).
 struct TileRows {
-  int64_t fewest, longer;  // so many have one more
+  int64_t count, fewest, longer;  // `longer` of them have one more
 
-  TileRows(int64_t rows, int most) {
-    int64_t const tiles = std::max<int64_t>(1, (rows + most - 1) / most);
-    fewest = rows / tiles;
-    longer = rows % tiles;
-  }
+  TileRows(int64_t rows, int most)
+      : count(std::max<int64_t>(1, (rows + most - 1) / most)), fewest(rows / count), longer(rows % count) {}
   int of(int64_t tile) const { return int(fewest + (tile < longer)); }
 };
 
