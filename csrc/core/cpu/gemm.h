@@ -37,17 +37,17 @@ class PackedGemm {
   C* partial = nullptr;  // partial_elements(): sums in the compute type, where they are made in several parts
   P* copies = nullptr;   // copy_elements(): rows of op(A), where the tile cannot read them as they are stored
 
-  bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A, or
-  bool one_pass = false;     // rows() is called once, for all of A
+  bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
+  bool one_pass = false;     // rows() is called once, for all of A: the panels are packed there, and forgotten
 
   // A few rows: the panels would be used once.
   bool unpacked() const { return keep_panels && m <= kUnpackedRows && b.transposed; }
-  // Panels need not leave the second cache where all rows pass by at once.
-  bool passing() const { return one_pass && kInPlace && !a.transposed && !unpacked(); }
+  // Panels that all rows pass by at once need not leave the second cache, if there are some for each worker.
+  void use_one_pass(int workers) { one_pass = kInPlace && !unpacked() && width() >= workers * near_width(); }
   int64_t panel_elements(int workers) const {
     if (unpacked()) return 0;
-    int64_t const depth = packed_steps<P>(keep_panels && !passing() ? k : std::min(k, kDepth));
-    return depth * (passing() ? workers * near_width() : width());
+    int64_t const depth = packed_steps<P>(keep_panels && !one_pass ? k : std::min(k, kDepth));
+    return depth * (one_pass ? workers * near_width() : width());
   }
   int64_t partial_elements(bool in_turns = false) const {
     return !std::is_same_v<T, C> && (in_turns || k > kDepth) ? m * width() : 0;
@@ -83,11 +83,11 @@ class PackedGemm {
   // The same in two steps, for some rows at a time; the caller waits in between. `out` is where row `first` goes, or is
   // added to.
   void pack(int worker, int workers) const {
-    for (int64_t k_0 = 0; k_0 < k && !unpacked() && !passing(); k_0 += kDepth)
+    for (int64_t k_0 = 0; k_0 < k && !unpacked() && !one_pass; k_0 += kDepth)
       pack_block(whole_block(k_0), worker, workers);
   }
   void rows(int64_t first, int64_t count, T* out, int worker, int workers, bool add = false) const {
-    if (passing()) return pass(first, count, out, add, worker, workers);
+    if (one_pass) return pass(first, count, out, add, worker, workers);
     for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth)
       multiply_block(whole_block(k_0), first, count, out, add, worker, workers);
   }

@@ -181,7 +181,7 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     new (&products[g]) PackedGemm<T>(input_product(problem, groups[g], buffers[g]));
     products[g].keep_panels = true;
     products[g].m = std::min(problem.rows, turns.steps_together * problem.batch);
-    products[g].one_pass = turns.steps_together == problem.steps;
+    if (turns.steps_together == problem.steps) products[g].use_one_pass(slots.workers(plan));
     if (slot == g) product_scratch[g] = ProductScratch<T>::make(&products[g], 1, slots.workers(plan), platform);
     product_scratch[slot].give(products[g]);
   }

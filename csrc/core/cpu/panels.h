@@ -173,14 +173,21 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
                                Ahead ahead) {
   constexpr int lanes = sums_t<P>::lanes;
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
+  int64_t const steps = packed_steps<P>(set.depth);
+  int width = 0;
+  TileRows tiles(count, 1);
+  int64_t line_step = 0;
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
-    int const columns = set.columns(panel), width = panel.width;
-    int64_t const steps = packed_steps<P>(set.depth), part = steps * width * lanes;
-    TileRows const tiles(count, tile_rows(width));
+    if (panel.width != width) {  // seldom: divisions take as long as a small tile
+      width = panel.width;
+      tiles = TileRows(count, tile_rows(width));
+      line_step = width * lanes * int64_t(sizeof(P)) / tiles.count;
+    }
+    int const columns = set.columns(panel);
+    int64_t const part = steps * width * lanes;
     // While several tiles of rows pass by this panel, the next one is asked for; one alone asks for what it reads soon.
     const P* const next = set.data + set.panels[range[std::min(p + 1, range.count() - 1)]].data;
-    int64_t const line_step = width * lanes * int64_t(sizeof(P)) / tiles.count;
     int64_t asked = 0;
     for (int64_t r = 0, tile = 0, now; r < count; r += now, ++tile) {
       now = tiles.of(tile);
