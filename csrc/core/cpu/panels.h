@@ -235,7 +235,10 @@ RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, PanelRange range, const
       int64_t const unit = panel.unit + s * lanes;
       int const units = std::min(lanes, panel.units - s * lanes);
       product_unpacked<P>(
-          [&](int g) { return WeightRows<T>{weight + (g * set.units + unit) * set.depth, set.depth, units}; },
+          [&](int g) {
+            int64_t const row = g < set.gates ? g * set.units + unit : unit + lanes;
+            return WeightRows<T>{weight + row * set.depth, set.depth, units};
+          },
           set.gates, set.depth, operand, count, sums);
       for (int i = 0; i < count; ++i) {
         std::memcpy(waiting.room(1), sums + i * set.gates * lanes, set.gates * lanes * sizeof(C));

@@ -148,6 +148,21 @@ RNNKERN_INLINE void transpose(V (&rows)[sizeof...(I)], std::index_sequence<I...>
   }
 }
 
+// The sum of each of `lanes` vectors, side by side: interleaved as by transpose(), each stage halves their number.
+template <class V, size_t... I>
+RNNKERN_INLINE V sum_of_each(V (&sums)[sizeof...(I)], std::index_sequence<I...>) {
+  constexpr int lanes = sizeof...(I);
+#pragma GCC unroll 4
+  for (int half = lanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      auto const a = sums[i].v, b = sums[i + half].v;
+      sums[i].v = __builtin_shufflevector(a, b, (I % 2 == 0 ? I / 2 : lanes + I / 2)...) +
+                  __builtin_shufflevector(a, b, (lanes / 2 + (I % 2 == 0 ? I / 2 : lanes + I / 2))...);
+    }
+  return sums[0];
+}
+
 // Vector columns `s` to `s + lanes` of a panel from rows that are contiguous in k: block[i][lane] = step s + i of
 // row(lane), zero in the lanes beyond count.
 template <class P, class T, class Row>
@@ -191,12 +206,14 @@ struct WeightRows {
   int count;
 };
 
+// `next`: what the next ones are read from, asked for meanwhile, for each of these reads several rows at a time.
 template <class P, int ROWS, class T>
 void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed<P>::Operand* const* a,
-              typename Packed<P>::Sum* out, int64_t pitch) {
+              typename Packed<P>::Sum* out, int64_t pitch, const T* next) {
   using V = sums_t<P>;
   using Operand = typename Packed<P>::Operand;
   constexpr int lanes = V::lanes, together = lanes / ROWS, step = lanes * Packed<P>::together;
+  constexpr int64_t line = kLine / sizeof(T);
   for (int first = 0; first < lanes; first += together) {
     if (first >= weights.count) {
       for (int r = 0; r < ROWS; ++r) std::memset(out + r * pitch + first, 0, together * sizeof(*out));
@@ -209,6 +226,9 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
 #pragma GCC unroll 16
     for (int j = 0; j < together; ++j) row[j] = weights.first + std::min(first + j, weights.count - 1) * weights.stride;
     auto const add = [&](auto load_w, auto load_a) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < together * step; i += line) __builtin_prefetch(next + i);
+      next += together * step;
       V x[ROWS];
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; ++r) x[r] = load_a(a[r]);
@@ -226,33 +246,31 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
     if (k < depth)
       add([&](const T* w) { return load_steps<P>(w, s, depth); },
           [&](const Operand* x) { return load_steps<P>(x, s, depth); });
-    transpose(sum, std::make_index_sequence<lanes>{});
-#pragma GCC unroll 4
-    for (int half = lanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-      for (int i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
+    V const sums = sum_of_each(sum, std::make_index_sequence<lanes>{});
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
-      std::memcpy(out + r * pitch + first, reinterpret_cast<const char*>(&sum[0].v) + r * together * sizeof(*out),
+      std::memcpy(out + r * pitch + first, reinterpret_cast<const char*>(&sums.v) + r * together * sizeof(*out),
                   together * sizeof(*out));
   }
 }
 
+// `weights(columns)` is what a later call begins with.
 template <class P, class Weights>
 void product_unpacked(Weights weights, int columns, int64_t depth, const typename Packed<P>::Operand* const* a,
                       int rows, typename Packed<P>::Sum* out) {
   constexpr int lanes = sums_t<P>::lanes;
+  int64_t const pitch = columns * lanes;
   for (int c = 0; c < columns; ++c) {
     auto const now = weights(c);
-    int64_t const pitch = columns * lanes;
-    for (int r = 0; r < rows;) {
+    auto* next = weights(c + 1).first;
+    for (int r = 0; r < rows; next = now.first) {
       auto* const to = out + r * pitch + c * lanes;
       if (lanes >= 4 && rows - r >= 4) {
-        dot_tile<P, std::min(lanes, 4)>(now, depth, a + r, to, pitch), r += 4;
+        dot_tile<P, std::min(lanes, 4)>(now, depth, a + r, to, pitch, next), r += 4;
       } else if (rows - r >= 2) {
-        dot_tile<P, 2>(now, depth, a + r, to, pitch), r += 2;
+        dot_tile<P, 2>(now, depth, a + r, to, pitch, next), r += 2;
       } else {
-        dot_tile<P, 1>(now, depth, a + r, to, pitch), r += 1;
+        dot_tile<P, 1>(now, depth, a + r, to, pitch, next), r += 1;
       }
     }
   }
