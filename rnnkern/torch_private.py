@@ -15,10 +15,6 @@ from torch.nn.modules import module
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 transforms_active = torch._C._are_functorch_transforms_active
-dispatch_modes = torch._C._len_torch_dispatch_stack
-function_modes = torch._C._len_torch_function_stack
-tracing = torch._C._get_tracing_state  # torch.jit.trace
-autocast_enabled = torch._C._is_any_autocast_enabled
 forward_mode_enabled = torch._C._is_fwd_grad_enabled
 set_forward_mode = forward_ad._set_fwd_grad_enabled
 

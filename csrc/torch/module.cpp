@@ -1,9 +1,13 @@
 // rnnkern._C: loads the operators, and answers what Python asks about the build and about plans.
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <sstream>
@@ -132,13 +136,28 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
   }
 }
 
-// All layers without autograd, on x [T, B, I] (`batch_first`: [B, T, I]) or one time step [B, I]: (y, h_n, c_n). The
-// states are zero where none are given.
-std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const std::vector<Tensor>& weights,
-                                                 const OptionalTensor& h_0, const OptionalTensor& c_0,
-                                                 const std::string& cell, int64_t num_layers, bool bidirectional,
-                                                 bool batch_first, int64_t heads, double zoneout) {
-  py::gil_scoped_release released;
+// Whether an operator that is called now would go to its kernel but for autograd: no autocast, transform, tracer or mode
+// waits for it.
+bool straight_to_kernels() {
+  constexpr c10::DispatchKeySet apart = c10::autograd_dispatch_keyset_with_ADInplaceOrView;
+  c10::impl::LocalDispatchKeySet const keys = c10::impl::tls_local_dispatch_key_set();
+  return keys.included_ - apart == c10::default_included_set - apart &&
+         keys.excluded_ - apart == c10::default_excluded_set - apart && !at::impl::torch_function_mode_enabled();
+}
+
+// A tensor as it comes, of no subclass, for which no gradient will be asked.
+bool is_plain(py::handle object) {
+  return THPVariable_CheckExact(object.ptr()) &&
+         !(c10::GradMode::is_enabled() && THPVariable_Unpack(object.ptr()).requires_grad());
+}
+
+using Results = std::tuple<Tensor, Tensor, OptionalTensor>;  // y, h_n, c_n
+
+// All layers without autograd, on x [T, B, I] (`batch_first`: [B, T, I]) or one time step [B, I]. The states are zero
+// where none are given.
+Results infer(const Tensor& x, const std::vector<Tensor>& weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
+              const std::string& cell, int64_t num_layers, bool bidirectional, bool batch_first, int64_t heads,
+              double zoneout) {
   RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
   at::AutoDispatchBelowAutograd below;
   int64_t const directions = bidirectional ? 2 : 1, all = num_layers * directions;
@@ -174,6 +193,34 @@ std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const std::vec
   return {batch_first && !one_step ? output.transpose(0, 1) : output, *h_n, c_n};
 }
 
+// The same for Python: (y, hx) as a layer gives them; None where something stands between a call and its kernels, or a
+// gradient is needed.
+py::object infer_if_plain(py::handle x, const py::sequence& weights, py::handle h_0, py::handle c_0,
+                          const std::string& cell, int64_t num_layers, bool bidirectional, bool batch_first,
+                          int64_t heads, double zoneout) {
+  auto const unpacked = [](py::handle object) -> OptionalTensor {
+    return object.is_none() ? OptionalTensor() : THPVariable_Unpack(object.ptr());
+  };
+  if (!straight_to_kernels() || !is_plain(x) || !(h_0.is_none() || is_plain(h_0)) || !(c_0.is_none() || is_plain(c_0)))
+    return py::none();
+  std::vector<Tensor> tensors;
+  tensors.reserve(weights.size());
+  auto const items = py::reinterpret_steal<py::object>(PySequence_Fast(weights.ptr(), "weights: expected a sequence"));
+  for (size_t i = 0; i < weights.size(); ++i) {
+    py::handle const weight = PySequence_Fast_GET_ITEM(items.ptr(), i);
+    if (!is_plain(weight)) return py::none();
+    tensors.push_back(THPVariable_Unpack(weight.ptr()));
+  }
+  auto const run = [&] {
+    py::gil_scoped_release released;
+    return infer(THPVariable_Unpack(x.ptr()), tensors, unpacked(h_0), unpacked(c_0), cell, num_layers, bidirectional,
+                 batch_first, heads, zoneout);
+  };
+  auto const [y, h_n, c_n] = run();
+  if (!c_n) return py::make_tuple(y, h_n);
+  return py::make_tuple(y, py::make_tuple(h_n, *c_n));
+}
+
 }  // namespace
 }  // namespace rnnkern
 
@@ -200,7 +247,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("lengths") = false, py::arg("reset") = false, py::arg("recurrent_mask") = false,
              py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("int8") = false,
              py::arg("threads") = 0, py::arg("device_index") = 0, py::arg("gpu") = py::none());
-  module.def("infer", infer, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
+  module.def("infer", infer_if_plain, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
              py::arg("num_layers"), py::arg("bidirectional"), py::arg("batch_first"), py::arg("heads"),
              py::arg("zoneout"));
 }
