@@ -28,8 +28,8 @@ def infer(
     """The kernels alone, on `x [T, B, I]` or one step `[B, I]`: `(output, hx)`.
 
     Returns:
-        None where a gradient is needed, where something would notice (compilation, transforms, modes, autocast, tracing,
-        subclasses of tensors), or where something is wrong with the arguments: the long way says what.
+        None where a gradient is needed, where something would notice (compilation, transforms, modes, autocast,
+        tracing, subclasses of tensors), or where something is wrong with the arguments: the long way says what.
     """
     if torch.compiler.is_compiling() or dual_level():
         return None

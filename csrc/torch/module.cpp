@@ -136,8 +136,8 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
   }
 }
 
-// Whether an operator that is called now would go to its kernel but for autograd: no autocast, transform, tracer or mode
-// waits for it.
+// Whether an operator that is called now would go to its kernel but for autograd: no autocast, transform, tracer or
+// mode waits for it.
 bool straight_to_kernels() {
   constexpr c10::DispatchKeySet apart = c10::autograd_dispatch_keyset_with_ADInplaceOrView;
   c10::impl::LocalDispatchKeySet const keys = c10::impl::tls_local_dispatch_key_set();
