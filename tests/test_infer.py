@@ -9,6 +9,7 @@ from comparison import pair, states, tensors_of
 from helpers import OperatorCalls
 from layer_inputs import every_case, every_layer, padded
 from rnnkern import autograd
+from rnnkern.inference import infer
 
 
 @pytest.fixture
@@ -52,6 +53,22 @@ def test_what_is_not_a_plain_call_goes_the_long_way(name):
         assert torch.equal(layer(x)[0], expected)
         traced = torch.jit.trace(layer, (x,))
         assert torch.equal(traced(x * 2)[0], layer(x * 2)[0])
+
+
+class Unreadable:
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise RuntimeError("not to be read")
+
+
+@pytest.mark.parametrize(
+    "weights", [torch.tensor(0.0), Unreadable(), 5, [None] * 4], ids=["scalar", "unreadable", "int", "none"]
+)
+def test_what_holds_no_weights_goes_the_long_way(weights):
+    with torch.no_grad():
+        assert infer("gru", torch.randn(3, 2, 5), None, weights, 1, False, False, 1, 0.0) is None
 
 
 def test_profilers_see_it():

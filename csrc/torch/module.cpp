@@ -151,13 +151,12 @@ bool is_plain(py::handle object) {
          !(c10::GradMode::is_enabled() && THPVariable_Unpack(object.ptr()).requires_grad());
 }
 
-using Results = std::tuple<Tensor, Tensor, OptionalTensor>;  // y, h_n, c_n
-
-// All layers without autograd, on x [T, B, I] (`batch_first`: [B, T, I]) or one time step [B, I]. The states are zero
-// where none are given.
-Results infer(const Tensor& x, const std::vector<Tensor>& weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
-              const std::string& cell, int64_t num_layers, bool bidirectional, bool batch_first, int64_t heads,
-              double zoneout) {
+// All layers without autograd, on x [T, B, I] (`batch_first`: [B, T, I]) or one time step [B, I]: (y, h_n, c_n). The
+// states are zero where none are given.
+std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const std::vector<Tensor>& weights,
+                                                 const OptionalTensor& h_0, const OptionalTensor& c_0,
+                                                 const std::string& cell, int64_t num_layers, bool bidirectional,
+                                                 bool batch_first, int64_t heads, double zoneout) {
   RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
   at::AutoDispatchBelowAutograd below;
   int64_t const directions = bidirectional ? 2 : 1, all = num_layers * directions;
@@ -195,7 +194,7 @@ Results infer(const Tensor& x, const std::vector<Tensor>& weights, const Optiona
 
 // The same for Python: (y, hx) as a layer gives them; None where something stands between a call and its kernels, or a
 // gradient is needed.
-py::object infer_if_plain(py::handle x, const py::sequence& weights, py::handle h_0, py::handle c_0,
+py::object infer_if_plain(py::handle x, const py::object& weights, py::handle h_0, py::handle c_0,
                           const std::string& cell, int64_t num_layers, bool bidirectional, bool batch_first,
                           int64_t heads, double zoneout) {
   auto const unpacked = [](py::handle object) -> OptionalTensor {
@@ -204,17 +203,15 @@ py::object infer_if_plain(py::handle x, const py::sequence& weights, py::handle 
   if (!straight_to_kernels() || !is_plain(x) || !(h_0.is_none() || is_plain(h_0)) || !(c_0.is_none() || is_plain(c_0)))
     return py::none();
   std::vector<Tensor> tensors;
-  tensors.reserve(weights.size());
-  auto const items = py::reinterpret_steal<py::object>(PySequence_Fast(weights.ptr(), "weights: expected a sequence"));
-  for (size_t i = 0; i < weights.size(); ++i) {
-    py::handle const weight = PySequence_Fast_GET_ITEM(items.ptr(), i);
+  for (py::handle weight : py::list(weights)) {
     if (!is_plain(weight)) return py::none();
     tensors.push_back(THPVariable_Unpack(weight.ptr()));
   }
+  const Tensor& input = THPVariable_Unpack(x.ptr());
+  OptionalTensor const h = unpacked(h_0), c = unpacked(c_0);
   auto const run = [&] {
     py::gil_scoped_release released;
-    return infer(THPVariable_Unpack(x.ptr()), tensors, unpacked(h_0), unpacked(c_0), cell, num_layers, bidirectional,
-                 batch_first, heads, zoneout);
+    return infer(input, tensors, h, c, cell, num_layers, bidirectional, batch_first, heads, zoneout);
   };
   auto const [y, h_n, c_n] = run();
   if (!c_n) return py::make_tuple(y, h_n);

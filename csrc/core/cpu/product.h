@@ -16,6 +16,13 @@ constexpr int64_t kStreamedBytes =
     1 << (RNNKERN_VECTOR_BYTES == 64 ? 20 : 19);  // weights beyond come from farther than L2
 constexpr int64_t kStreamedAhead = 4096;          // bytes: hardware prefetching stops at a page's end
 
+// Asks for the lines of so many bytes. Inlined always: GCC drops calls of what only prefetches.
+template <int64_t BYTES>
+RNNKERN_INLINE void prefetch_lines(const void* from) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < BYTES; i += kLine) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
 // What a tile asks for while it runs: from `at` on, `step` bytes with each step of k.
 struct Prefetch {
   const char* at = nullptr;
@@ -47,13 +54,12 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
     for (int c = 0; c < COLS; ++c) sum[r][c] = V(0);
   }
   // The side with fewer vectors stays in registers while those of the other pass by: 4 columns by 3 rows need all 16.
-  constexpr int64_t lines = ROWS > 2 ? 1 : (COLS * V::lanes * sizeof(P) + kLine - 1) / kLine;
+  constexpr int64_t asked = ROWS > 2 ? 1 : COLS * V::lanes * sizeof(P);
   const char* next = ahead.at;
   int64_t const next_step = ahead.step;
   auto const step = [&](auto value) __attribute__((always_inline)) {
     if constexpr (STREAMED) {
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(next + i * kLine);
+      prefetch_lines<asked>(next);
       next += next_step;
     }
     if constexpr (ROWS < COLS) {
@@ -180,11 +186,13 @@ RNNKERN_INLINE void load_transposed(Row row, int count, int64_t s, int64_t depth
 template <class P, class T, class Row>
 void pack_transposed(Row row, int count, int64_t depth, P* out, int64_t pitch, const T* next) {
   constexpr int lanes = sums_t<P>::lanes;
-  constexpr int64_t line = 64 / sizeof(T), block_lines = lanes * lanes * Packed<P>::together / line;
+  constexpr int64_t read = lanes * lanes * Packed<P>::together;
   int64_t const steps = packed_steps<P>(depth);
   for (int64_t s = 0; s < steps; s += lanes) {
-    if (next)
-      for (int64_t i = 0; i < block_lines; ++i, next += line) __builtin_prefetch(next);
+    if (next) {
+      prefetch_lines<read * sizeof(T)>(next);
+      next += read;
+    }
     sums_t<P> block[lanes];
     load_transposed<P, T>(row, count, s, depth, block);
 #pragma GCC unroll 16
@@ -213,7 +221,7 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
   using V = sums_t<P>;
   using Operand = typename Packed<P>::Operand;
   constexpr int lanes = V::lanes, together = lanes / ROWS, step = lanes * Packed<P>::together;
-  constexpr int64_t line = kLine / sizeof(T);
+  constexpr int64_t read = together * step;
   for (int first = 0; first < lanes; first += together) {
     if (first >= weights.count) {
       for (int r = 0; r < ROWS; ++r) std::memset(out + r * pitch + first, 0, together * sizeof(*out));
@@ -226,9 +234,8 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
 #pragma GCC unroll 16
     for (int j = 0; j < together; ++j) row[j] = weights.first + std::min(first + j, weights.count - 1) * weights.stride;
     auto const add = [&](auto load_w, auto load_a) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < together * step; i += line) __builtin_prefetch(next + i);
-      next += together * step;
+      prefetch_lines<read * sizeof(T)>(next);
+      next += read;
       V x[ROWS];
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; ++r) x[r] = load_a(a[r]);
