@@ -64,7 +64,7 @@ set_source_files_properties(${cuda_sources} PROPERTIES COMPILE_OPTIONS "${gencod
 set_source_files_properties(${stationary_sources} PROPERTIES COMPILE_OPTIONS "${stationary_gencodes}")
 target_sources(rnnkern_core PRIVATE ${cuda_sources} ${stationary_sources})
 target_compile_options(rnnkern_core PRIVATE
-  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr;--extended-lambda;--threads=4>)  # archs side by side
+  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr;--extended-lambda;-ftz=true;--threads=4>)  # archs side by side
 target_compile_definitions(rnnkern_core PUBLIC
   RNNKERN_WITH_CUDA "RNNKERN_CUDA_ARCHS=\"${arch_names}\"" "RNNKERN_STATIONARY_ARCHS=\"${stationary_arch_names}\""
   $<$<BOOL:${clusters}>:RNNKERN_WITH_CLUSTERS>

@@ -35,7 +35,9 @@ def strategies() -> list[str]:
 
 @contextlib.contextmanager
 def strategy(name: str) -> Iterator[None]:
-    """Forces a strategy for calls on its backend; a call that it does not support raises.
+    """Forces a strategy for calls on its backend, in the whole process: backward passes run on threads of their own.
+
+    A call that the strategy does not support raises.
 
     Args:
         name: one of `strategies()`, or "stationary" for any exchange of that one.

@@ -35,12 +35,20 @@ def inputs(name, batched=True, dtype=torch.float64, device="cpu"):
     return x, (h, c) if name == "LSTMCell" else h
 
 
+def near_the_kink(cell, x, h):
+    """Whether rounding may move a sum to relu's other side, with a state or without: the gradient jumps there."""
+    from_x, from_h = x.double() @ cell.weight_ih.t(), h.double() @ cell.weight_hh.t()
+    return min(from_x.abs().min(), (from_x + from_h).abs().min()) < 0.02
+
+
 @every_case
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_outputs_and_gradients_equal_torchs(name, variant, batched, dtype, device):
     ours, theirs = pair(name, dtype, device, **variant)
     x, hx = inputs(name, batched, dtype, device)
+    while variant.get("nonlinearity") == "relu" and near_the_kink(theirs, x, hx):
+        x, hx = inputs(name, batched, dtype, device)
     assert_equal_to_torch(ours, theirs, x, hx, dtype=dtype)
     assert_equal_to_torch(ours, theirs, x, dtype=dtype)
 

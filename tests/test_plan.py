@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -89,6 +90,12 @@ def test_explain_prints_the_plan():
         assert part in text
     for name, reason in plan["rejected"].items():
         assert f"not {name}: {reason}" in text
+
+
+def test_a_forced_strategy_holds_on_every_thread():
+    with rnnkern.strategy("simd"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(rnnkern._C.force_strategy, "simd").result() == "simd"
+
 
 
 def test_a_forced_strategy_holds_inside_the_block_alone():

@@ -1,9 +1,12 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <map>
+#include <mutex>
 #include <tuple>
+#include <utility>
 
 namespace rnnkern {
 namespace {
@@ -27,11 +30,16 @@ constexpr Strategy kStrategies[] = {
 
 const char* name(Backend backend) { return backend == Backend::cpu ? "cpu" : "cuda"; }
 
-thread_local std::string forced_here;
-thread_local bool forced_set = false;
+// Of the whole process: backward passes run on threads of their own.
+std::mutex forced_mutex;
+std::string forced_name;
+std::atomic<bool> forced_set = false;
 
 std::string forced() {
-  if (forced_set) return forced_here;
+  if (forced_set) {
+    std::lock_guard const lock(forced_mutex);
+    return forced_name;
+  }
   const char* const wanted = std::getenv("RNNKERN_FORCE_STRATEGY");
   return wanted ? wanted : "";
 }
@@ -114,8 +122,8 @@ std::vector<std::string> strategies() {
 
 std::string force_strategy(const std::string& wanted) {
   if (!wanted.empty()) find(wanted);
-  std::string before = forced_set ? forced_here : "";
-  forced_here = wanted;
+  std::lock_guard const lock(forced_mutex);
+  std::string before = std::exchange(forced_name, wanted);
   forced_set = !wanted.empty();
   return before;
 }
@@ -165,11 +173,12 @@ std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, 
   if (!wanted.empty() && find(wanted)->backend != Backend::cuda) wanted.clear();
   Problem p = problem;
   p.steps = typical_steps(p.steps), p.rows = p.steps * p.batch;
-  auto const key = std::tuple(std::tuple(p.cell, p.dtype, p.steps, p.batch, p.hidden_size, p.proj_size, p.heads,
-                                         p.groups, p.save, p.recompute, p.tf32),
-                              std::tuple(d.capability, d.multiprocessors, d.shared_bytes, d.registers, d.max_cluster,
-                                         d.clock_ghz, d.bandwidth_gbs, d.l2_bytes),
-                              sweep, wanted);
+  auto const key =
+      std::tuple(std::tuple(p.cell, p.dtype, p.steps, p.batch, p.hidden_size, p.proj_size, p.heads, p.groups, p.save,
+                            p.recompute, p.tf32),
+                 std::tuple(d.capability, d.multiprocessors, d.shared_bytes, d.registers, d.max_cluster, d.clock_ghz,
+                            d.bandwidth_gbs, d.l2_bytes, d.clusters[0], d.clusters[1], d.clusters[2], d.clusters[3]),
+                 sweep, wanted);
   // A search takes about as long as a small layer; a program asks for the same few plans again and again.
   thread_local std::map<std::remove_const_t<decltype(key)>, std::shared_ptr<const SweepPlan>> known;
   auto const found = known.find(key);

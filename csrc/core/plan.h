@@ -33,7 +33,7 @@ struct Plan {
 std::vector<std::string> strategies();
 
 // Forces a strategy for problems of its backend; an empty name ends that. Returns the name in force before. Throws
-// Error on an unknown name; "stationary" leaves the exchange open. Per thread, or from RNNKERN_FORCE_STRATEGY.
+// Error on an unknown name; "stationary" leaves the exchange open. Of the process, or from RNNKERN_FORCE_STRATEGY.
 std::string force_strategy(const std::string& name);
 
 // Throws Error where a forced strategy does not support the problem. `threads`: workers that may run at once; `device`:

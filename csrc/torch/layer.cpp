@@ -251,6 +251,7 @@ Layer::Layer(const LayerArguments& arguments) {
   TORCH_CHECK_VALUE((has_cell && states) == (arguments.c_0 && arguments.c_0->defined()), "c_0: expected ",
                     has_cell ? "a tensor" : "None", " for cell ", arguments.cell);
   auto const zeros = [&](int64_t width) {
+    if (problem.backend == Backend::cuda) return Tensor();  // kernels there need no memory of zeros
     owned.push_back(at::zeros({directions, batch, width}, x.options()));
     return owned.back();
   };

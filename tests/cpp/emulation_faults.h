@@ -289,6 +289,19 @@ void send_over(Args args) {
   }
   if (send != Send::early_exit) cluster_sync();
 }
+template <bool faulty>
+void store_without_clusters(Args args) {
+  auto const quads = carve<Quad>(0, 32);
+  auto const barriers = carve<uint64_t>(512, 1);
+  if (thread_index() == 0) {
+    mbarrier_init(barriers, 0, 1);
+    mbarrier_init_done();
+  }
+  sync_warp();
+  if (faulty) store_async(quads, thread_index(), 0, quad(index()), barriers, 0);
+  args.out[thread_index()] = static_cast<uint32_t>(thread_index());
+}
+
 template <Send wrong, bool faulty>
 void send_wrongly(Args args) {
   send_over<faulty ? wrong : Send::right>(args);

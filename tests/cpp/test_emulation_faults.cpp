@@ -146,6 +146,13 @@ Fault const kFaults[] = {
     {"mbarrier: missing wait", kSend<Send::missing_wait>, kCluster, 96, true, kAll, "race: "},
     {"mbarrier: wrong parity", kSend<Send::wrong_parity>, kCluster, 96, true, kAll, "race: "},
     {"store to an exited block", kSend<Send::early_exit>, kCluster, 96, true, kAll, "which has ended"},
+    {"cluster: none was launched",
+     {store_without_clusters<false>, store_without_clusters<true>},
+     kWarp,
+     32,
+     true,
+     kAll,
+     "in a launch without clusters"},
     {"store before a reply", kSend<Send::missing_reply>, kCluster, 96, true, kAll, ""},
 };
 

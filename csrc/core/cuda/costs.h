@@ -1,10 +1,33 @@
-// What operations cost on a GPU: every constant of the plans' predictions, with its source. "Published" are
-// measurements of others on an H100, "data sheet" the peak rate of the vendor's, "assumed" nobody's: to be measured.
+// What operations cost on a GPU: every constant of the plans' predictions, with its source. "Measured" are our own on
+// an H200 (benchmarks/NOTES.md), "published" those of others on an H100, "data sheet" the peak rate of the vendor's,
+// "assumed" nobody's: to be measured.
 #pragma once
 
 #include "stationary/device_facts.h"
 
 namespace rnnkern {
+
+// Cycles of a stationary step of one block and one tile of 8 batch rows: what is there in any case, the way of the
+// operand from block to block included, and what is added for each of something. Fitted to the sweeps' times on an H200
+// (benchmarks/sweeps.py, 307 layouts): the root mean square of the relative deviation is 9 % for a block, 6 % for a
+// cluster and 7 % for the grid.
+struct StepCosts {
+  double forward, backward;
+  double lstm;         // for its longer cell
+  double warp;         // for each warp of a block
+  double round;        // each thread's further units of the tile
+  double split;        // each further share of the depth, whose sums are added up
+  double mma_half;     // each slab and tile of 16 weight rows, of the warps of one scheduler: 16-bit
+  double mma_tf32;     // ... TF32
+  double mma_exact;    // ... 3xTF32
+  double fma;          // ... float32, and each batch row
+  double chain_tf32;   // each product that waits for the one before
+  double chain_exact;  // ... of 3xTF32
+  double shared_slab;  // each slab and tile whose weights lie in shared memory
+  double send;         // cluster: each store to another block by one thread
+  double publish;      // grid: each further 32 pieces of the operand that a block makes
+  double crowd;        // grid: with all multiprocessors at work
+};
 
 struct Costs {
   double cycles = 1500;  // of the clock, a microsecond
@@ -13,30 +36,22 @@ struct Costs {
   double mma_issue = 6.3;          // published; of one of four tensor cores
   double mma_latency = 25;         // published
   double fma_lanes = 128;          // data sheet
-  double special_lanes = 16;       // data sheet: exponentials, reciprocals
-  double fma_latency = 4;          // published
-  double pointwise_latency = 150;  // assumed: a chain of loads, activations and stores of one unit
+  double pointwise_latency = 150;  // assumed: a chain of loads, activations and stores of one unit, at least
   double barrier = 40;             // assumed: of a block
+  double shared_latency = 30;      // cycles, published
 
-  // Shared memory.
-  double shared_bytes = 128;   // a cycle, data sheet
-  double shared_latency = 30;  // cycles, published
-
-  // Between blocks.
-  double cluster_latency = 200;  // cycles; published: 181 to 213 for a load of distributed shared memory
-  double cluster_wait = 100;     // cycles, assumed: until the threads that wait see their barrier complete
-  double cluster_bytes = 14;     // a cycle and multiprocessor; published: 3.3 TB/s of all 132
-  double flag_hop_us = 0.6;      // published: 0.56 to 0.65, through the L2 cache
-  double l2_latency = 300;       // cycles; published: 258 to 414
-  double l2_bytes = 24;          // a cycle and multiprocessor; published: 5.5 TB/s for all 132
-  double l2_bytes_alone = 64;    // ... while few ask: data sheet
+  // Steps of the stationary kernels. Where TF32 and float32 products are concerned the fit said 190, 171 and 170
+  // (cluster) with a branch in front of each product, which is gone since: assumed are 60, 90 and 60.
+  StepCosts block = {843, 932, 269, 97, 1311, 69, 5, 5, 68, 20, 0, 0, 208, 0, 0, 0};
+  StepCosts cluster = {2447, 2681, 137, 48, 672, 0, 11, 23, 20, 60, 60, 90, 98, 22, 0, 0};
+  StepCosts grid = {3732, 4066, 44, 0, 941, 148, 17, 8, 69, 60, 60, 90, 98, 0, 263, 192};
 
   // The whole GPU.
-  double memory_latency = 600;      // cycles; published: 480 to 650
+  double l2_bytes = 26;             // a cycle and multiprocessor; measured: 6.8 TB/s for all 132
   double memory_bytes = 1e6;        // a microsecond
-  double launch_us = 1.3;           // published, of a kernel in a graph
-  double stationary_launch_us = 6;  // assumed: a cooperative or cluster launch, flags zeroed before it
-  double gemm_latency_us = 2;       // assumed: from a product's first load to its last store
+  double launch_us = 4.5;           // measured, of a kernel in a stream (in a graph: 0.5)
+  double stationary_launch_us = 8;  // measured, of a cooperative or cluster launch, flags zeroed before it
+  double gemm_latency_us = 2;       // measured: from a product's first load to its last store
   double gemm_rate = 4096;  // multiply-adds of 16-bit values, a cycle and multiprocessor, data sheet; TF32: half of it
   double gemm_efficiency = 0.35;     // assumed, of the products of one step on tensor cores
   double gemm_efficiency_fma = 0.7;  // assumed, in plain float32

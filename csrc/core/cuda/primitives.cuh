@@ -26,6 +26,7 @@ inline constexpr bool kHasClusters = true;
 #define RNNKERN_PARAMETER __grid_constant__
 #define RNNKERN_UNROLL _Pragma("unroll")
 #define RNNKERN_ROLL _Pragma("unroll 1")
+#define RNNKERN_UNROLL_BY_4 _Pragma("unroll 4")
 
 namespace rnnkern::device {
 
@@ -263,7 +264,8 @@ struct Spin {
 
 }  // namespace detail
 
-// What this thread wrote or saw written before is seen by whoever then sees the value in flag_wait.
+// What this thread wrote or saw written before is seen by whoever then sees the value in flag_wait, and looks past its
+// L1 cache (Global, copy_async). An acquire would invalidate that cache, and for this wait for every load under way.
 RNNKERN_DEVICE void flag_release(uint32_t* flag, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
@@ -271,7 +273,7 @@ RNNKERN_DEVICE void flag_wait(const uint32_t* flag, uint32_t at_least) {
   detail::Spin spin;
   for (;;) {
     uint32_t value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
     if (value >= at_least) return;
     spin.turn("flag", reinterpret_cast<unsigned long long>(flag), at_least, value);
   }
@@ -298,7 +300,9 @@ RNNKERN_DEVICE void cluster_sync() {
 #endif
 }
 
-// A barrier in shared memory: a phase ends once all its arrivals and all bytes that they expect have come.
+// A barrier in shared memory: a phase ends once all its arrivals and all bytes that they expect have come. What it
+// orders is shared memory alone, which no cache holds: the scope of a block does. That of a cluster would make an
+// arrival wait for this thread's stores to global memory, and a wait invalidate the L1 cache.
 RNNKERN_DEVICE void mbarrier_init(Shared<uint64_t> b, int i, int arrivals) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b.window(i)), "r"(arrivals) : "memory");
@@ -330,7 +334,7 @@ RNNKERN_DEVICE void mbarrier_arrive(Shared<uint64_t> b, int i, int rank) {
   asm volatile(
       "{\n\t.reg .b32 barrier;\n\t"
       "mapa.shared::cluster.u32 barrier, %0, %1;\n\t"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [barrier];\n\t}" ::"r"(b.window(i)),
+      "mbarrier.arrive.release.cta.shared::cluster.b64 _, [barrier];\n\t}" ::"r"(b.window(i)),
       "r"(rank)
       : "memory");
 #else
@@ -346,7 +350,7 @@ RNNKERN_DEVICE void mbarrier_wait(Shared<uint64_t> b, int i, int parity) {
     uint32_t done;
     asm volatile(
         "{\n\t.reg .pred done;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n\t"
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%1], %2;\n\t"
         "selp.u32 %0, 1, 0, done;\n\t}"
         : "=r"(done)
         : "r"(b.window(i)), "r"(parity)

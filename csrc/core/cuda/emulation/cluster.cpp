@@ -75,6 +75,9 @@ void Machine::arrive(Mbarrier& mbarrier, Site site) {
 }
 
 Block& Machine::block_of_cluster(int rank, const char* what, Site site) {
+  if (shape_.cluster == 1) {  // an H200 said so: an illegal instruction, also where a block means itself
+    fail_at(std::string(what) + " a block of a cluster in a launch without clusters", site);
+  }
   if (rank < 0 || rank >= shape_.cluster) {
     fail_at(std::string(what) + " rank " + std::to_string(rank) + " of a cluster of " + std::to_string(shape_.cluster),
             site);

@@ -12,6 +12,7 @@
 #define RNNKERN_PARAMETER
 #define RNNKERN_UNROLL
 #define RNNKERN_ROLL
+#define RNNKERN_UNROLL_BY_4
 
 namespace rnnkern::device {
 

@@ -47,9 +47,11 @@ template <class Cell, class Group>
 struct SweepArgs {
   Cell cell;
   Tiling tiling;
-  Sizes sizes;  // of `tiling`
-  bool exact;   // tf32: three products in the place of one
-  bool save;    // forward: keep what backward needs in `gates`
+  Sizes sizes;      // of `tiling`
+  bool exact;       // tf32: three products in the place of one
+  bool save;        // forward: keep what backward needs in `gates`
+  bool keep_cells;  // forward: `cells` are wanted
+  bool plain;       // every row lives at every step, and nothing is masked, cut or blended
   int heads;
   int64_t steps, batch, hidden;
   int64_t gate_width;  // elements of a row of `gates`

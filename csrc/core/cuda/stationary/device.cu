@@ -27,27 +27,26 @@ int code_capability() {
   return 0;
 }
 
-// The largest cluster of blocks that fill a multiprocessor each and run here at once: not every part of a GPU, or of a
-// shared one, has room for 16 or even 8.
-int max_cluster(int shared_bytes) {
+// Clusters of blocks that fill a multiprocessor each and run here at once: not every part of a GPU, or of a shared one,
+// has room for 16 or even 8.
+void ask_clusters(DeviceFacts& facts) {
   cudaFuncSetAttribute(kProbe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  cudaFuncSetAttribute(kProbe, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  int largest = 0;
-  for (unsigned size = 16; size > 1 && largest == 0; size /= 2) {
+  cudaFuncSetAttribute(kProbe, cudaFuncAttributeMaxDynamicSharedMemorySize, facts.shared_bytes);
+  for (int i = 0; i < 4; ++i) {
+    unsigned const size = 2u << i;
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = size, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(size), config.blockDim = dim3(kForEachThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.dynamicSmemBytes = static_cast<size_t>(facts.shared_bytes);
     config.attrs = &cluster, config.numAttrs = 1;
     int clusters = 0;
-    if (cudaOccupancyMaxActiveClusters(&clusters, kProbe, &config) == cudaSuccess && clusters > 0) {
-      largest = static_cast<int>(size);
-    }
+    if (cudaOccupancyMaxActiveClusters(&clusters, kProbe, &config) != cudaSuccess || clusters < 1) break;
+    facts.clusters[i] = clusters;
+    facts.max_cluster = static_cast<int>(size);
   }
   cudaGetLastError();
-  return largest;
 }
 
 struct Known {
@@ -75,8 +74,7 @@ void ask(int device, Known& known) {
   int const code = code_capability();
   if (code == 0) facts.shared_bytes = 0;  // nothing fits: stepwise
   if (attribute(cudaDevAttrCooperativeLaunch, device) == 0) facts.multiprocessors = 0;
-  if (code >= 90 && attribute(cudaDevAttrClusterLaunch, device) != 0)
-    facts.max_cluster = max_cluster(facts.shared_bytes);
+  if (code >= 90 && attribute(cudaDevAttrClusterLaunch, device) != 0) ask_clusters(facts);
   cudaSetDevice(before);
 }
 

@@ -15,6 +15,7 @@ struct DeviceFacts {
   double clock_ghz = 0;      // these three: 0 where unknown
   double bandwidth_gbs = 0;  // of global memory
   int64_t l2_bytes = 0;
+  int clusters[4] = {};  // of 2, 4, 8 and 16 blocks that fill a multiprocessor each: how many run at once; 0: unknown
 };
 
 }  // namespace rnnkern

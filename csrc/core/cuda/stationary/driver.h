@@ -19,6 +19,12 @@ struct ZeroQuads {
   RNNKERN_HD void operator()(int64_t, int64_t i) const { quads[i] = Quad{}; }
 };
 
+inline bool is_plain(const Group& group) {
+  const Schedule& schedule = group.schedule;
+  return schedule.lengths == nullptr && schedule.reset == nullptr && schedule.batch_sizes == nullptr &&
+         group.mask == nullptr && group.zone_h == nullptr && group.zone_c == nullptr && group.zoneout == 0;
+}
+
 template <class Cell, class T, class Device>
 class Driver : private stepwise::Surroundings<Cell, T, Device> {
   using Base = stepwise::Surroundings<Cell, T, Device>;
@@ -73,6 +79,7 @@ void Driver<Cell, T, Device>::forward(const Group* groups, int count, ForwardKer
     to.cells = typed(group.cells);
   }
   args.save = groups[0].gates != nullptr;
+  args.keep_cells = groups[0].cells != nullptr;
   args.gate_width = buffers[0].width;
   int64_t const part = buffers[0].steps;  // steps whose gates are held at once
   if (part < T_) {
@@ -105,6 +112,9 @@ void Driver<Cell, T, Device>::backward(const Group* groups, const GroupGradients
     to.d_h_n = typed(gradients[i].d_h_n), to.d_c_n = typed(gradients[i].d_c_n);
     to.d_h_0 = typed(gradients[i].d_h_0), to.d_c_0 = typed(gradients[i].d_c_0);
   }
+  args.plain = args.plain && std::all_of(gradients, gradients + count, [](const GroupGradients& gradient) {
+                 return gradient.d_y != nullptr && gradient.d_cells == nullptr;
+               });
   args.end = T_;
   launch(kernel, args);
   for (int i = 0; i < count; ++i) this->parameter_gradients(groups[i], gradients[i], buffers[i]);
@@ -122,6 +132,7 @@ Args Driver<Cell, T, Device>::sweep_args(const Group* groups, int count) {
   args.steps = T_, args.batch = B_, args.hidden = H_;
   args.y_stride = groups[0].y_stride;
   args.zoneout = static_cast<float>(groups[0].zoneout);
+  args.plain = std::all_of(groups, groups + count, is_plain);
   args.groups = count;
   if (tiling_.exchange == Exchange::grid) {
     int64_t const recurrences = count * heads_, operands = recurrences * tiling_.exchange_quads();

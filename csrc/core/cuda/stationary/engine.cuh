@@ -21,6 +21,17 @@ class Engine {
     int const left = s_.slabs - first_slab_;
     slabs_ = left < s_.split_slabs ? left : s_.split_slabs;
     partial_ = split * s_.split_stride + 2 * q * s_.padded_rows + row_group * rows_per_group(sweep) + g;
+    RNNKERN_UNROLL for (int i = 0; i < kBiases; ++i) bias_[i] = 0;
+  }
+
+  // What is added to the products of the block's weight rows: bias(row).
+  template <class Bias>
+  RNNKERN_DEVICE void set_bias(const Tiling& tiling, const Bias& bias) {
+    if (first_slab_ > 0) return;  // one of the depth splits adds it
+    int const first = device::warp_index() % tiling.row_groups * rows_per_group(sweep) + device::lane_index() / kChunks;
+    RNNKERN_UNROLL for (int i = 0; i < kBiases; ++i) {
+      if (first + 8 * i < tiling.rows()) bias_[i] = bias(first + 8 * i);
+    }
   }
 
   // `weights`: of all heads of this group, as PackWeights wrote them.
@@ -43,26 +54,21 @@ class Engine {
 
   // This block's rows times operand p, of which `rows` batch rows count: partial sums, one of each depth split.
   RNNKERN_DEVICE void product(int p, int rows) {
-    Sum<math, kChains> sums[kTiles];
-    Shared<Quad> const operand = link_.operand(p).from(first_slab_ * 32);
-    RNNKERN_UNROLL for (int s = 0; s < kSlabs; ++s) {
-      if (s < slabs_) multiply(sums, weights_[s], operand, s, s, rows);
-    }
-    RNNKERN_ROLL for (int s = kSlabs; s < slabs_; ++s) {
-      WeightTile weights[kTiles];
-      int const at = shared_weights() + (s - kSlabs) * kSlabQuads;
-      RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-        weights[tile] = {arrays_.weights().ld(at + 64 * tile), arrays_.weights().ld(at + 64 * tile + 32)};
-      }
-      multiply(sums, weights, operand, s, 0, rows);
+    Sums sums;
+    if (math == Math::tf32 && exact_) {
+      add_up<Way::exact>(sums, p, rows);
+    } else if (math == Math::fma && rows == 1) {
+      add_up<Way::one_row>(sums, p, rows);
+    } else {
+      add_up<Way::plain>(sums, p, rows);
     }
     RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
       sums[tile].finish();
       const float (&total)[4] = sums[tile].total;
-      arrays_.partial().st(partial_ + 16 * tile, total[0]);
-      arrays_.partial().st(partial_ + 16 * tile + s_.padded_rows, total[1]);
-      arrays_.partial().st(partial_ + 16 * tile + 8, total[2]);
-      arrays_.partial().st(partial_ + 16 * tile + s_.padded_rows + 8, total[3]);
+      arrays_.partial().st(partial_ + 16 * tile, total[0] + bias(2 * tile));
+      arrays_.partial().st(partial_ + 16 * tile + s_.padded_rows, total[1] + bias(2 * tile));
+      arrays_.partial().st(partial_ + 16 * tile + 8, total[2] + bias(2 * tile + 1));
+      arrays_.partial().st(partial_ + 16 * tile + s_.padded_rows + 8, total[3] + bias(2 * tile + 1));
     }
     device::sync_threads();
   }
@@ -72,7 +78,7 @@ class Engine {
   RNNKERN_DEVICE void totals(int n, int unit, float (&sum)[gates]) const {
     RNNKERN_UNROLL for (int gate = 0; gate < gates; ++gate) sum[gate] = 0;
     int at = n * s_.padded_rows + unit;
-    RNNKERN_ROLL for (int split = 0; split < s_.depth_splits; ++split, at += s_.split_stride) {
+    RNNKERN_UNROLL_BY_4 for (int split = 0; split < s_.depth_splits; ++split, at += s_.split_stride) {
       RNNKERN_UNROLL for (int gate = 0; gate < gates; ++gate) sum[gate] += arrays_.partial().ld(at + gate * s_.units);
     }
   }
@@ -109,12 +115,31 @@ class Engine {
   RNNKERN_DEVICE int shared_weights() const {
     return device::warp_index() * s_.shared_slabs * kSlabQuads + device::lane_index();
   }
+  RNNKERN_DEVICE float bias(int i) const { return kBiases > 0 ? bias_[i < kBiases ? i : 0] : 0.0f; }
   RNNKERN_DEVICE int state_at(int which, int tile, int item) const { return (2 * tile + which) * s_.tile_items + item; }
 
-  RNNKERN_DEVICE void multiply(Sum<math, kChains> (&sums)[kTiles], const WeightTile (&weights)[kTiles],
-                               Shared<Quad> operand, int slab, int turn, int rows) const {
+  using Sums = Sum<math, kChains>[kTiles];
+
+  template <Way way>
+  RNNKERN_DEVICE void add_up(Sums& sums, int p, int rows) const {
+    Shared<Quad> const operand = link_.operand(p).from(first_slab_ * 32);
+    RNNKERN_UNROLL for (int s = 0; s < kSlabs; ++s) {
+      if (s < slabs_) multiply<way>(sums, weights_[s], operand, s, s, rows);
+    }
+    RNNKERN_ROLL for (int s = kSlabs; s < slabs_; ++s) {
+      WeightTile weights[kTiles];
+      int const at = shared_weights() + (s - kSlabs) * kSlabQuads;
+      RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+        weights[tile] = {arrays_.weights().ld(at + 64 * tile), arrays_.weights().ld(at + 64 * tile + 32)};
+      }
+      multiply<way>(sums, weights, operand, s, 0, rows);
+    }
+  }
+  template <Way way>
+  RNNKERN_DEVICE void multiply(Sums& sums, const WeightTile (&weights)[kTiles], Shared<Quad> operand, int slab,
+                               int turn, int rows) const {
     RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-      sums[tile].add(weights[tile], operand.from(slab * 32), turn, exact_, rows);
+      sums[tile].template add<way>(weights[tile], operand.from(slab * 32), turn, rows);
     }
   }
 
@@ -124,6 +149,8 @@ class Engine {
   const bool& exact_;
   int first_slab_, slabs_, partial_;  // of this warp
   WeightTile weights_[kSlabs][kTiles];
+  static constexpr int kBiases = sweep == Sweep::forward ? 2 * kTiles : 0;  // weight rows of a lane
+  float bias_[kBiases + 1];
 };
 
 }  // namespace rnnkern::stationary

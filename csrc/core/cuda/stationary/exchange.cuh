@@ -82,9 +82,18 @@ class BlockLink {
 // A cluster: a block stores its part into the shared memory of all others, where each store counts on a barrier. So
 // does a plain arrival of each block: a store says only that it has come, an arrival also that the block that sent it
 // has read the operand before, which the next one overwrites.
+//
+// What is sent, pieces x blocks, is shared out: each warp has some of the blocks, or, where there are more warps than
+// these, some of the pieces for one.
 class ClusterLink : public BlockLink {
  public:
-  using BlockLink::BlockLink;
+  RNNKERN_DEVICE ClusterLink(const Sizes& sizes, const Tiling& tiling, const Place& place, Quad* const& exchange,
+                             uint32_t* const& flags)
+      : BlockLink(sizes, tiling, place, exchange, flags) {
+    int const part = device::warp_index() / s_.targets;
+    first_target_ = device::uniform(1 + device::warp_index() % s_.targets);
+    first_piece_ = part < s_.parts ? 32 * part + device::lane_index() : s_.block_chunks * kTileRows;
+  }
 
   RNNKERN_DEVICE void begin() {
     if (device::thread_index() == 0) {
@@ -97,11 +106,11 @@ class ClusterLink : public BlockLink {
   }
 
   RNNKERN_DEVICE void publish(int p, int, int rows) const {
-    for (int i = device::thread_index(); i < s_.block_chunks * kTileRows; i += s_.threads) {
+    for (int i = first_piece_; i < s_.block_chunks * kTileRows; i += 32 * s_.parts) {
       if (i % kTileRows >= rows) continue;
       int const quad = slot(p) + operand_quad(rank_ * s_.block_chunks + i / kTileRows, i % kTileRows);
       Quad const piece = arrays_.operand().ld(quad);
-      for (int k = 1; k < s_.team; ++k) {
+      for (int k = first_target_; k < s_.team; k += s_.targets) {
         device::store_async(arrays_.operand(), quad, other(k), piece, arrays_.barriers(), p % 2);
       }
     }
@@ -120,6 +129,8 @@ class ClusterLink : public BlockLink {
  private:
   // The k-th block after this one: each begins with another, so that no block is everybody's first.
   RNNKERN_DEVICE int other(int k) const { return rank_ + k < s_.team ? rank_ + k : rank_ + k - s_.team; }
+
+  int first_target_, first_piece_;  // of this thread
 };
 
 // Any number of blocks that run at the same time: through global memory, with a flag of each block that says how many

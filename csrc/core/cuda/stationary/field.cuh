@@ -29,8 +29,9 @@ class Field {
         first_unit_(device::uniform(place.recurrence % args.heads) * args.sizes.head_size +
                     place.rank * args.sizes.units),
         units_(min(args.sizes.units, args.sizes.head_size - place.rank * args.sizes.units)),
-        tiles_(device::uniform(
-            static_cast<int>(min<int64_t>(args.tiling.tiles, (a_.batch - first_row_ + kTileRows - 1) / kTileRows)))),
+        all_rows_(
+            device::uniform(static_cast<int>(min<int64_t>(args.tiling.tiles * kTileRows, a_.batch - first_row_)))),
+        tiles_((all_rows_ + kTileRows - 1) / kTileRows),
         first_item_(device::thread_index() / args.sizes.units << 16 | device::thread_index() % args.sizes.units) {}
 
   RNNKERN_DEVICE const auto& group() const { return a_.group[group_]; }
@@ -38,13 +39,14 @@ class Field {
   RNNKERN_DEVICE Item first_item() const { return {device::thread_index(), first_item_ & 0xffff, first_item_ >> 16}; }
 
   // Batch rows of a tile.
-  RNNKERN_DEVICE int rows(int tile) const {
-    return static_cast<int>(min<int64_t>(kTileRows, a_.batch - first_row_ - tile * kTileRows));
-  }
+  RNNKERN_DEVICE int rows(int tile) const { return min(kTileRows, all_rows_ - tile * kTileRows); }
+  RNNKERN_DEVICE int64_t first_row() const { return first_row_; }
   RNNKERN_DEVICE int64_t batch_row(int tile, const Item& item) const { return first_row_ + tile * kTileRows + item.n; }
+  RNNKERN_DEVICE int64_t first_unit() const { return first_unit_; }
+  RNNKERN_DEVICE bool owns(int unit) const { return unit < units_; }
   // Unit within the layer.
   RNNKERN_DEVICE int64_t unit(const Item& item) const { return first_unit_ + item.unit; }
-  RNNKERN_DEVICE bool inside(int tile, const Item& item) const { return item.n < rows(tile) && item.unit < units_; }
+  RNNKERN_DEVICE bool inside(int tile, const Item& item) const { return item.n < rows(tile) && owns(item.unit); }
   // Of an element in a [B, H] tensor, and in [groups, B, H].
   RNNKERN_DEVICE int64_t place(int tile, const Item& item) const {
     return batch_row(tile, item) * a_.hidden + unit(item);
@@ -68,7 +70,7 @@ class Field {
   }
 
   const Args& a_;
-  int group_, first_row_, first_unit_, units_, tiles_;
+  int group_, first_row_, first_unit_, units_, all_rows_, tiles_;
   int first_item_;  // row, then unit in the lower half
 };
 

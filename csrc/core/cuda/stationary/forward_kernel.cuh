@@ -1,4 +1,10 @@
 // The stationary sweep, forward: one kernel for all steps, with the recurrent weights in registers and shared memory.
+//
+// What a step waits for is a chain: the operand comes, its product, the cell, the operand goes. So everything else is
+// done before or after it: what an element needs from global memory is fetched a step ahead, what it leaves there is
+// stored once the next operand is on its way, and biases are part of the product. Rows of a `plain` sweep lie at a
+// fixed distance from step to step and all of them live; the others, whose schedule is looked up at every step, take
+// the same steps with less haste.
 #pragma once
 
 #include "../forward.cuh"
@@ -12,6 +18,7 @@ class ForwardSweep {
   using T = storage_t<math>;
   using Args = ForwardArgs<Cell, T>;
   using Course = stepwise::Course;
+  static constexpr int G = Cell::gates;
 
  public:
   RNNKERN_DEVICE ForwardSweep(const Args& args, const Place& place)
@@ -20,14 +27,20 @@ class ForwardSweep {
 
   RNNKERN_DEVICE void run(const Place& place) {
     engine_.begin(group().weights, place.recurrence % a_.heads, place.rank);
+    engine_.set_bias(a_.tiling, [&](int row) { return bias(row / s_.units, row % s_.units); });
     for (int tile = 0; tile < field_.tiles(); ++tile) {
       for (Item item = field_.first_item(); item.inside(); item.next(s_)) start(tile, item);
       engine_.publish(0, tile, field_.rows(tile));
       device::sync_threads();  // the next tile's operand is put where this one is sent from
     }
     int const steps = static_cast<int>(a_.end - a_.begin);
+    Input input = {};
+    if (a_.plain) {
+      begin_rows();
+      input = load(0, field_.first_item());
+    }
     for (int p = 0; p < steps; ++p) {
-      for (int tile = 0; tile < field_.tiles(); ++tile) step(p, tile, p + 1 < steps);
+      for (int tile = 0; tile < field_.tiles(); ++tile) step(p, tile, p + 1 < steps, input);
     }
     for (int tile = 0; tile < field_.tiles(); ++tile) {
       for (Item item = field_.first_item(); item.inside(); item.next(s_)) finish(tile, item);
@@ -35,16 +48,135 @@ class ForwardSweep {
   }
 
  private:
-  // What an element needs from global memory at a step; loaded before the product is waited for.
+  // What an element needs from global memory at a step, as it lies there: whoever converts it waits for it.
   struct Input {
-    bool inside, live;
-    float gx[Cell::gates];
+    bool live;
+    T gx[G], bias;  // the bias of the input that r does not scale, where there is such a one
+  };
+  // What it leaves there.
+  struct Output {
+    float saved[Cell::saved], state[Cell::states];
   };
 
   RNNKERN_DEVICE const ForwardGroup<T>& group() const { return field_.group(); }
   RNNKERN_DEVICE Course course(int p) const { return field_.course(a_.begin + p); }
+
+  // Of a unit of this block: all of them where the cell adds both products up, else that of the recurrent one.
+  RNNKERN_DEVICE float bias(int gate, int unit) const {
+    if (!field_.owns(unit)) return 0;
+    int64_t const row = gate * a_.hidden + field_.first_unit() + unit;
+    float const recurrent = stepwise::load_or_zero(group().b_hh, row);
+    return Cell::split_gate && gate == G - 1 ? recurrent : recurrent + stepwise::load_or_zero(group().b_ih, row);
+  }
+  RNNKERN_DEVICE T split_bias(const Item& item) const {
+    if (!Cell::split_gate || group().b_ih == nullptr) return from_compute<T>(0.0f);
+    return group().b_ih[(G - 1) * a_.hidden + field_.unit(item)];
+  }
+
+  // --- Where a plain sweep finds an element: pointers to this thread's first one, at the step at hand ---
+
+  RNNKERN_DEVICE void begin_rows() {
+    Item const item = field_.first_item();
+    int64_t const row = course(0).now.offset + field_.batch_row(0, item), unit = field_.unit(item);
+    row_step_ = static_cast<int>(group().reverse ? -a_.batch : a_.batch);
+    gates_ = group().gates + (row - group().first_row) * a_.gate_width + unit;
+    y_ = group().y + row * a_.y_stride + unit;
+    if (a_.keep_cells) cells_ = group().cells + row * a_.hidden + unit;
+  }
+  RNNKERN_DEVICE void next_rows() {
+    gates_ += distance(row_step_, a_.gate_width);
+    y_ += distance(row_step_, a_.y_stride);
+    if (a_.keep_cells) cells_ += distance(row_step_, a_.hidden);
+  }
+  RNNKERN_DEVICE static int64_t distance(int rows, int64_t stride) { return int64_t{rows} * static_cast<int>(stride); }
+  RNNKERN_DEVICE int64_t distance(int tile, const Item& item, int64_t stride) const {
+    Item const first = field_.first_item();
+    return distance(tile * kTileRows + item.n - first.n, stride) + (item.unit - first.unit);
+  }
+
+  // --- One step ---
+
+  // `input`: of this thread's first element; afterwards of the one that comes next.
+  RNNKERN_DEVICE void step(int p, int tile, bool more, Input& input) {
+    Item const item = field_.first_item();
+    if (!a_.plain) input = scheduled_load(p, tile, item);
+    int const rows = field_.rows(tile);
+    engine_.wait(p, tile, rows);
+    engine_.product(p, rows);
+    Output output;
+    if (a_.plain) {
+      if (field_.inside(tile, item)) output = compute(p, tile, item, input);
+      Item other = item;
+      for (other.next(s_); other.n < rows; other.next(s_)) {
+        if (field_.inside(tile, other)) keep(tile, other, compute(p, tile, other, load(tile, other)));
+      }
+    } else {
+      for (Item other = item; other.n < rows; input = scheduled_load(p, tile, other)) {
+        if (field_.inside(tile, other)) update(p, tile, other, input);
+        other.next(s_);
+      }
+    }
+    if (more) {
+      engine_.publish(p + 1, tile, rows);
+    } else {
+      device::sync_threads();  // the next tile's product writes where this one is read
+    }
+    if (!a_.plain) return;
+    if (field_.inside(tile, item)) keep(tile, item, output);
+    if (tile + 1 < field_.tiles()) {
+      input = load(tile + 1, item);
+    } else if (more) {
+      next_rows();
+      input = load(0, item);
+    }
+  }
+
+  RNNKERN_DEVICE Input load(int tile, const Item& item) const {
+    Input input = {};
+    if (!field_.inside(tile, item)) return input;
+    const T* const gates = gates_ + distance(tile, item, a_.gate_width);
+    RNNKERN_UNROLL for (int g = 0; g < G; ++g) input.gx[g] = gates[g * a_.hidden];
+    input.bias = split_bias(item);
+    return input;
+  }
+
+  // The cell of an element, and its operand for the next step.
+  RNNKERN_DEVICE Output compute(int p, int tile, const Item& item, const Input& input) const {
+    float s[Cell::states];
+    s[0] = engine_.state(0, tile, item.index);
+    if constexpr (Cell::states == 2) s[1] = engine_.state(1, tile, item.index);
+    Output output = run_cell(item, input, s);
+    engine_.put(p + 1, 0, item.unit, item.n, from_compute<T>(output.state[0]));
+    engine_.set_state(0, tile, item.index, output.state[0]);
+    if constexpr (Cell::states == 2) engine_.set_state(1, tile, item.index, output.state[1]);
+    return output;
+  }
+
+  RNNKERN_DEVICE Output run_cell(const Item& item, const Input& input, const float (&s)[Cell::states]) const {
+    float gx[G], gh[G];
+    engine_.totals(item.n, item.unit, gh);
+    RNNKERN_UNROLL for (int g = 0; g < G; ++g) gx[g] = to_compute(input.gx[g]);
+    if constexpr (Cell::split_gate) gx[G - 1] += to_compute(input.bias);
+    Output output;
+    a_.cell.forward(gx, gh, s, output.saved, output.state);
+    return output;
+  }
+
+  RNNKERN_DEVICE void keep(int tile, const Item& item, const Output& output) const {
+    if (a_.save) {
+      T* const gates = gates_ + distance(tile, item, a_.gate_width);
+      RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) stepwise::store(gates + k * a_.hidden, output.saved[k]);
+    }
+    stepwise::store(y_ + distance(tile, item, a_.y_stride), output.state[0]);
+    if constexpr (Cell::states == 2) {
+      if (a_.keep_cells) stepwise::store(cells_ + distance(tile, item, a_.hidden), output.state[1]);
+    }
+  }
+
+  // --- The same where the schedule says which rows live and where they lie, or states are masked or blended ---
+
   RNNKERN_DEVICE stepwise::Gates<T> gates() const {
-    return {a_.hidden, a_.gate_width, group().first_row, group().gates, nullptr, 0, group().b_ih, group().b_hh};
+    return {a_.hidden, a_.gate_width, group().first_row, group().gates};
   }
 
   // h as w_hh multiplies it: rounded as in y, cut and masked.
@@ -55,6 +187,55 @@ class ForwardSweep {
     }
     engine_.put(p, 0, item.unit, item.n, operand);
   }
+
+  RNNKERN_DEVICE Input scheduled_load(int p, int tile, const Item& item) const {
+    Input input = {};
+    if (!field_.inside(tile, item)) return input;
+    Course const now = course(p);
+    int64_t const b = field_.batch_row(tile, item);
+    input.live = now.live(b);
+    if (!input.live) return input;
+    RNNKERN_UNROLL for (int g = 0; g < G; ++g) { input.gx[g] = *gates().at(now.now.offset + b, field_.unit(item), g); }
+    input.bias = split_bias(item);
+    return input;
+  }
+
+  RNNKERN_DEVICE void update(int p, int tile, const Item& item, const Input& input) {
+    Course const now = course(p);
+    int64_t const b = field_.batch_row(tile, item), unit = field_.unit(item), row = now.now.offset + b;
+    bool const exists = b < now.now.rows, cut = input.live && now.cut(b);
+    bool const cut_after = now.live(now.after, b) && now.cut_after(b);
+    float h = engine_.state(0, tile, item.index);
+    if (input.live) {
+      float s[Cell::states];
+      s[0] = cut ? 0 : h;
+      if constexpr (Cell::states == 2) s[1] = cut ? 0 : engine_.state(1, tile, item.index);
+      Output const output = run_cell(item, input, s);
+      if (a_.save) {
+        RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) stepwise::store(gates().at(row, unit, k), output.saved[k]);
+      }
+      h = stepwise::Zoneout<T>{group().zone_h, a_.hidden, a_.zoneout}.blend(row, unit, output.state[0], s[0]);
+      engine_.set_state(0, tile, item.index, h);
+      if constexpr (Cell::states == 2) {
+        float const c =
+            stepwise::Zoneout<T>{group().zone_c, a_.hidden, a_.zoneout}.blend(row, unit, output.state[1], s[1]);
+        engine_.set_state(1, tile, item.index, c);
+        keep(row, unit, h, c);
+      } else {
+        keep(row, unit, h, 0);
+      }
+    } else if (exists) {  // a row that is not live keeps its state, and its output is zero
+      keep(row, unit, 0, 0);
+    }
+    put(p + 1, tile, item, h, cut_after);
+  }
+
+  RNNKERN_DEVICE void keep(int64_t row, int64_t unit, float h, float c) const {
+    stepwise::store(group().y + row * a_.y_stride + unit, h);
+    if (Cell::states == 2 && a_.keep_cells) stepwise::store(group().cells + row * a_.hidden + unit, c);
+  }
+
+  // --- Before the first step and after the last ---
 
   // States and the first operand.
   RNNKERN_DEVICE void start(int tile, const Item& item) {
@@ -71,74 +252,6 @@ class ForwardSweep {
     }
     engine_.set_state(0, tile, item.index, h);
     if constexpr (Cell::states == 2) engine_.set_state(1, tile, item.index, c);
-  }
-
-  RNNKERN_DEVICE void step(int p, int tile, bool more) {
-    Item item = field_.first_item();
-    Input input = load(p, tile, item);
-    engine_.wait(p, tile, field_.rows(tile));
-    engine_.product(p, field_.rows(tile));
-    while (item.inside()) {
-      if (input.inside) update(p, tile, item, input);
-      item.next(s_);
-      input = load(p, tile, item);
-    }
-    if (more) {
-      engine_.publish(p + 1, tile, field_.rows(tile));
-    } else {
-      device::sync_threads();  // the next tile's product writes where this one is read
-    }
-  }
-
-  RNNKERN_DEVICE Input load(int p, int tile, const Item& item) const {
-    Input input = {field_.inside(tile, item), false, {}};
-    if (!input.inside) return input;
-    Course const now = course(p);
-    int64_t const b = field_.batch_row(tile, item);
-    input.live = now.live(b);
-    if (!input.live) return input;
-    RNNKERN_UNROLL for (int g = 0; g < Cell::gates; ++g) {
-      input.gx[g] = gates().input(now.now.offset + b, field_.unit(item), g);
-    }
-    return input;
-  }
-
-  RNNKERN_DEVICE void update(int p, int tile, const Item& item, const Input& input) {
-    Course const now = course(p);
-    int64_t const b = field_.batch_row(tile, item), unit = field_.unit(item), row = now.now.offset + b;
-    bool const exists = b < now.now.rows, cut = input.live && now.cut(b);
-    bool const cut_after = now.live(now.after, b) && now.cut_after(b);
-    float h = engine_.state(0, tile, item.index);
-    if (input.live) {
-      float gh[Cell::gates], s[Cell::states], saved[Cell::saved], out[Cell::states];
-      engine_.totals(item.n, item.unit, gh);
-      RNNKERN_UNROLL for (int g = 0; g < Cell::gates; ++g) {
-        gh[g] += stepwise::load_or_zero(group().b_hh, g * a_.hidden + unit);
-      }
-      s[0] = cut ? 0 : h;
-      if constexpr (Cell::states == 2) s[1] = cut ? 0 : engine_.state(1, tile, item.index);
-      a_.cell.forward(input.gx, gh, s, saved, out);
-      if (a_.save) {
-        RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) stepwise::store(gates().at(row, unit, k), saved[k]);
-      }
-      h = stepwise::Zoneout<T>{group().zone_h, a_.hidden, a_.zoneout}.blend(row, unit, out[0], s[0]);
-      engine_.set_state(0, tile, item.index, h);
-      if constexpr (Cell::states == 2) {
-        float const c = stepwise::Zoneout<T>{group().zone_c, a_.hidden, a_.zoneout}.blend(row, unit, out[1], s[1]);
-        engine_.set_state(1, tile, item.index, c);
-        keep(row, unit, h, c);
-      } else {
-        keep(row, unit, h, 0);
-      }
-    } else if (exists) {  // a row that is not live keeps its state, and its output is zero
-      keep(row, unit, 0, 0);
-    }
-    put(p + 1, tile, item, h, cut_after);
-  }
-
-  RNNKERN_DEVICE void keep(int64_t row, int64_t unit, float h, float c) const {
-    stepwise::store(group().y + row * a_.y_stride + unit, h);
-    if (Cell::states == 2 && group().cells != nullptr) stepwise::store(group().cells + row * a_.hidden + unit, c);
   }
 
   RNNKERN_DEVICE void finish(int tile, const Item& item) const {
@@ -160,6 +273,8 @@ class ForwardSweep {
   const Sizes& s_;
   Field<Args> field_;
   Engine<Sweep::forward, math, exchange> engine_;
+  T *gates_ = nullptr, *y_ = nullptr, *cells_ = nullptr;
+  int row_step_ = 0;  // rows from a step to the next
 };
 
 template <class Cell, Math math, Exchange exchange>

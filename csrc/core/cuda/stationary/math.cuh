@@ -44,6 +44,13 @@ struct WeightTile {
   Quad upper, lower;
 };
 
+// How a product is made, besides its Math: each is a loop of its own, without a branch in it.
+enum class Way {
+  plain,
+  exact,    // tf32: three products in the place of one
+  one_row,  // fma: of one batch row instead of up to 8
+};
+
 // Sums of one tile of 16 weight rows and 8 batch rows. After finish(), total[0..3] are (row g, batch 2q), (g, 2q + 1),
 // (g + 8, 2q), (g + 8, 2q + 1). A tensor core's product waits for the sum that it adds to, so that there are several
 // sums, taken in turn.
@@ -53,7 +60,8 @@ struct Sum {
   float total[4];
 
   // `operand`: this slab, from its first Quad on. `turn`: of the slab; a constant once the loop is unrolled.
-  RNNKERN_DEVICE void add(const WeightTile& weight, Shared<Quad> operand, int turn, bool exact, int) {
+  template <Way way>
+  RNNKERN_DEVICE void add(const WeightTile& weight, Shared<Quad> operand, int turn, int) {
     Quad const h = operand.ld(device::lane_index());
     RNNKERN_UNROLL for (int j = 0; j < 2; ++j) {
       uint32_t const a[4] = {weight.upper.word[2 * j], weight.lower.word[2 * j], weight.upper.word[2 * j + 1],
@@ -64,10 +72,10 @@ struct Sum {
         device::mma_bf16(to, a, b);
       } else if constexpr (math == Math::float16) {
         device::mma_fp16(to, a, b);
-      } else if (!exact) {
-        device::mma_tf32(to, a, b);
-      } else {
+      } else if constexpr (way == Way::exact) {
         add_exact(to, a, b);
+      } else {
+        device::mma_tf32(to, a, b);
       }
     }
   }
@@ -103,10 +111,11 @@ struct Sum<Math::fma, chains> {
   float part[2][kTileRows] = {};
   float total[4];
 
-  RNNKERN_DEVICE void add(const WeightTile& weight, Shared<Quad> operand, int, bool, int rows) {
+  template <Way way>
+  RNNKERN_DEVICE void add(const WeightTile& weight, Shared<Quad> operand, int, int rows) {
     using rnnkern::detail::float_of_bits;
-    RNNKERN_UNROLL for (int n = 0; n < kTileRows; ++n) {
-      if (n >= rows) continue;
+    RNNKERN_UNROLL for (int n = 0; n < (way == Way::one_row ? 1 : kTileRows); ++n) {
+      if (way != Way::one_row && n >= rows) continue;
       Quad const h = operand.ld(n * kChunks + device::lane_index() % kChunks);
       RNNKERN_UNROLL for (int k = 0; k < 4; ++k) {
         float const value = float_of_bits(h.word[k]);

@@ -176,6 +176,9 @@ class Search {
 
 int resident_clusters(const DeviceFacts& device, int size) {
   if (size > device.max_cluster) return 0;
+  for (int i = 0; i < 4; ++i) {
+    if (size == 2 << i && device.clusters[i] > 0) return device.clusters[i];
+  }
   int const groups = static_cast<int>(ceil_div(device.multiprocessors, 18));
   return groups * (device.multiprocessors / std::max(groups, 1) / size);
 }

@@ -30,8 +30,8 @@ Choice choose(const Problem& problem, Sweep sweep, Exchange exchange, const Devi
 // Registers of a thread for which the kernels are compiled (__launch_bounds__).
 constexpr int registers_per_thread(const Tiling& tiling) { return 65536 / max_threads(tiling.exchange); }
 
-// Clusters of this size that are resident at once, as far as the numbers of multiprocessors tell: they are built in
-// groups of at most 18, and a cluster lies in one group.
+// Clusters of this size that are resident at once. Where the GPU was not asked, as far as the numbers of
+// multiprocessors tell: they are built in groups of at most 18, and a cluster lies in one group.
 int resident_clusters(const DeviceFacts& device, int size);
 
 }  // namespace rnnkern::stationary

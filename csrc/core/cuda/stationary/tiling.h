@@ -29,7 +29,7 @@ RNNKERN_HD constexpr int register_slabs(Exchange exchange, Sweep sweep, int elem
   bool const forward = sweep == Sweep::forward;
   bool const narrow = element_bytes == 2;  // 3xTF32 needs some registers for remainders
   if (exchange == Exchange::block) return (narrow ? 3 : 2) * (forward ? 1 : 2);
-  return forward ? 10 : narrow ? 22 : 21;
+  return forward ? (exchange == Exchange::grid && !narrow ? 8 : 9) : exchange == Exchange::grid ? 21 : narrow ? 20 : 19;
 }
 
 // Threads of a block at most: those of `block` have half the registers each.
@@ -96,8 +96,14 @@ struct Sizes {
   int unit_stride = 0, row_stride = 0;  // from an element of a thread to its next
   int head_size = 0;                    // hidden units of one recurrence
   int tile_items = 0;                   // elements of a block's tile
+  int targets = 1, parts = 1;           // cluster: blocks that warps send to at once, and warps for each
   // Shared memory: where each array begins, in bytes.
   int outbox_at = 0, weights_at = 0, partial_at = 0, state_at = 0, barriers_at = 0, end = 0;
+
+  static constexpr int sent_at_once(const Tiling& t) {
+    int const warps = t.threads() / 32, others = t.team > 1 ? t.team - 1 : 1;
+    return warps < others ? warps : others;
+  }
 
   Sizes() = default;
   explicit Sizes(const Tiling& t, int64_t head_size)
@@ -105,7 +111,8 @@ struct Sizes {
         split_slabs(t.split_slabs()), shared_slabs(t.shared_slabs()), padded_rows(t.padded_rows()),
         split_stride(kTileRows * t.padded_rows()), operand_quads(t.operand_quads()), block_chunks(t.block_chunks()),
         unit_stride(t.threads() % t.units), row_stride(t.threads() / t.units), head_size(static_cast<int>(head_size)),
-        tile_items(t.units * kTileRows), outbox_at(t.operand_bytes()), weights_at(outbox_at + t.outbox_bytes()),
+        tile_items(t.units * kTileRows), targets(sent_at_once(t)), parts(t.threads() / 32 / targets),
+        outbox_at(t.operand_bytes()), weights_at(outbox_at + t.outbox_bytes()),
         partial_at(weights_at + t.weight_bytes()), state_at(partial_at + t.partial_bytes()),
         barriers_at(state_at + t.state_bytes()), end(barriers_at + t.barrier_bytes()) {}
 };

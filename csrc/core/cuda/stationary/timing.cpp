@@ -7,67 +7,45 @@ namespace {
 
 double ceil_div(int64_t a, int64_t b) { return static_cast<double>((a + b - 1) / b); }
 
-// Exponentials and reciprocals of one unit.
-double special_operations(CellKind cell, Sweep sweep) {
-  int const activations = cell == CellKind::lstm ? 5 : cell == CellKind::gru ? 3 : 1;
-  if (sweep == Sweep::forward) return 2 * activations;
-  return cell == CellKind::lstm ? 2 : 0;  // backward, only tanh of the new cell state is made again
-}
-
 }  // namespace
 
-// The slowest of: the arithmetic of the warps that share a scheduler, the chain of sums of one warp, shared memory.
-double Timing::product(const Choice& choice) const {
+double Timing::tile(const Choice& choice) const {
   const Tiling& t = choice.tiling;
-  double const tiles = rows_per_group(t.sweep) / 16;                // of 16 weight rows, of a warp
-  double const warps = ceil_div(t.row_groups * t.depth_splits, 4);  // of one scheduler
-  double operand_reads = 1, issue = 0, chain = 0;
+  const StepCosts& cost = t.exchange == Exchange::block     ? c_.block
+                          : t.exchange == Exchange::cluster ? c_.cluster
+                                                            : c_.grid;
+  bool const forward = t.sweep == Sweep::forward, lstm = p_.cell == CellKind::lstm;
+  int const warps = t.row_groups * t.depth_splits;
+  double const rounds = ceil_div(static_cast<int64_t>(live_rows()) * t.units, t.threads());
+  double cycles = (forward ? cost.forward : cost.backward) + (lstm ? cost.lstm : 0) + warps * cost.warp;
+  cycles += (rounds - 1) * cost.round + rounds * (t.depth_splits - 1) * cost.split;
+
+  // Products: those of the warps that share a scheduler, and the chain of sums of one warp. The model knows the tensor
+  // cores of one GPU; slower ones take longer in proportion.
+  double const tiles = rows_per_group(t.sweep) / 16, slower = c_.mma_issue / Costs().mma_issue;
+  double const slabs = ceil_div(warps, 4) * t.split_slabs() * tiles;
+  double const chains = (t.exchange == Exchange::block ? 2 : 4) / tiles;
+  double const chain = 2 * t.split_slabs() / chains;
   if (choice.math == Math::fma) {
-    issue = tiles * live_rows() * 8 * 128 / c_.fma_lanes;  // a lane has 16 bytes of two weight rows
-    chain = 4 * c_.fma_latency * t.split_slabs();
-    operand_reads = live_rows() / kTileRows * 2;  // loads of 64 bytes, each for eight lanes
+    cycles += slabs * live_rows() * cost.fma * Costs().fma_lanes / c_.fma_lanes;
+  } else if (choice.math != Math::tf32) {
+    cycles += slabs * cost.mma_half * slower;
+  } else if (choice.exact) {
+    cycles += (slabs * cost.mma_exact + 3 * chain * cost.chain_exact) * slower;
   } else {
-    int const products = choice.exact ? 3 : 1;
-    double const instructions = tiles * 2 * products;
-    double const rests = choice.exact ? tiles * 2 * 6 * 2 : 0;  // a mask and a difference of each register
-    issue = std::max(instructions * c_.mma_issue, instructions + rests);
-    // Four sums of a warp are under way, two with weights from shared memory.
-    double const turns = 2 * products * (t.register_slabs() * tiles / 4 + t.shared_slabs() * tiles / 4);
-    chain = turns * c_.mma_latency;
+    cycles += (slabs * cost.mma_tf32 + chain * cost.chain_tf32) * slower;
   }
-  double const operand = t.row_groups * t.slabs() * 512.0 * operand_reads;
-  double const partial = 2.0 * t.depth_splits * kTileRows * t.rows() * 4;
-  double const bytes = operand + t.weight_bytes() + partial;
-  return std::max({warps * t.split_slabs() * issue, chain, bytes / c_.shared_bytes}) + c_.shared_latency +
-         c_.mma_latency + c_.barrier;
-}
+  cycles += t.shared_slabs() * tiles * cost.shared_slab;
 
-double Timing::pointwise(const Tiling& t) const {
-  double const items = live_rows() * t.units;
-  double const rounds = ceil_div(static_cast<int64_t>(items), t.threads());
-  double const special = items * special_operations(p_.cell, t.sweep) / c_.special_lanes;
-  double const sums = rounds * t.row_gates * t.depth_splits * 4;
-  // A thread's first unit is loaded while the operand travels; those after it are waited for.
-  return c_.pointwise_latency + special + sums + (rounds - 1) * c_.memory_latency + 2 * c_.barrier;
-}
-
-double Timing::fetch(const Choice& choice) const {
-  const Tiling& t = choice.tiling;
-  if (t.exchange != Exchange::grid) return 0;
-  double const blocks = static_cast<double>(choice.groups_per_launch * p_.heads * t.blocks());
-  double const rate = std::min(c_.l2_bytes_alone, c_.l2_bytes * device_.multiprocessors / blocks);
-  return t.slabs() * 64 * live_rows() / rate + c_.barrier;
-}
-
-double Timing::hop(const Tiling& t) const {
-  double const sent = t.block_chunks() * live_rows() * 16;
-  switch (t.exchange) {
-    case Exchange::block: return 0;
-    case Exchange::cluster: return c_.cluster_latency + c_.cluster_wait + sent * (t.team - 1) / c_.cluster_bytes;
-    case Exchange::grid: break;
+  Sizes const sizes(t, p_.head_size());
+  double const pieces = t.block_chunks() * kTileRows, blocks = double(choice.groups_per_launch * p_.heads * t.blocks());
+  if (t.exchange == Exchange::cluster) {
+    cycles += ceil_div(int64_t(pieces), 32 * sizes.parts) * ceil_div(t.team - 1, sizes.targets) * cost.send;
+  } else if (t.exchange == Exchange::grid) {
+    cycles +=
+        (ceil_div(int64_t(pieces), 32) - 1) * cost.publish + blocks / std::max(device_.multiprocessors, 1) * cost.crowd;
   }
-  double const stores = t.outbox_quads() / 32.0 * 10;  // by one warp
-  return c_.flag_hop_us * c_.cycles + stores + c_.l2_latency;
+  return cycles;
 }
 
 double Timing::memory_us(const Tiling& t) const {
@@ -79,9 +57,8 @@ double Timing::memory_us(const Tiling& t) const {
 
 void Timing::predict(Choice& choice) const {
   const Tiling& t = choice.tiling;
-  double const busy = product(choice) + pointwise(t) + fetch(choice);
-  // While one tile's operand travels, the block works on its other tiles.
-  double const step = std::max(t.tiles * busy, busy + hop(t));
+  // A block takes its tiles one after the other; each waits for its own operand.
+  double const step = t.tiles * tile(choice);
 
   // Blocks and clusters that find no room wait for the first ones to end; small blocks share a multiprocessor.
   double const recurrences = static_cast<double>(choice.groups_per_launch * p_.heads);

@@ -22,10 +22,7 @@ class Timing {
 
  private:
   double live_rows() const { return static_cast<double>(std::min<int64_t>(p_.batch, kTileRows)); }  // of a tile
-  double product(const Choice& choice) const;  // these in cycles of one block and tile
-  double pointwise(const Tiling& tiling) const;
-  double fetch(const Choice& choice) const;      // of the operand, by every block
-  double hop(const Tiling& tiling) const;        // from the last store to the first load
+  double tile(const Choice& choice) const;       // cycles of one block, a step of one tile
   double memory_us(const Tiling& tiling) const;  // gates and outputs of a step, all groups
 
   const Problem& p_;
