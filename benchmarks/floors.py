@@ -1,8 +1,9 @@
 """What the machine can do at most, measured, and from it the least time that a problem can take: its floor.
 
 On a CPU: a compiled loop (``limits/cpu.cpp``) reads from each level of the caches and multiplies in registers, in as
-many threads as the run has; ``torch.mm`` gives the rate of products. On a GPU ``limits/gpu.cu`` measures launches, a
-flag's hop between blocks and bandwidths. Every figure is the best of some tries: a floor is never too high by accident.
+many threads as the run has; ``torch.mm`` gives the rate of products. On a GPU ``limits/gpu.cu`` measures launches, hops
+and barriers between blocks and bandwidths. Every figure is the best of some tries, so that no floor is too high by
+accident.
 """
 
 from __future__ import annotations

@@ -97,7 +97,6 @@ def test_a_forced_strategy_holds_on_every_thread():
         assert pool.submit(rnnkern._C.force_strategy, "simd").result() == "simd"
 
 
-
 def test_a_forced_strategy_holds_inside_the_block_alone():
     layer = rnnkern.GRU(5, 8)
     expected = layer(X)[0]

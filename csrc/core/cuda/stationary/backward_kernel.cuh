@@ -104,24 +104,27 @@ class BackwardSweep {
     }
   }
 
-  // Where an element of a plain sweep lies in tensors [rows, ...].
-  RNNKERN_DEVICE int64_t row(int p, int tile, const Item& item) const {
-    int const t = group().reverse ? p : static_cast<int>(a_.steps) - 1 - p;
-    return int64_t{t} * static_cast<int>(a_.batch) + static_cast<int>(field_.batch_row(tile, item));
+  // Where an element of a plain sweep lies in tensors [rows, ...]: 32 bits suffice for each factor, which is_plain() saw
+  // to.
+  RNNKERN_DEVICE int row(int p, int tile, const Item& item) const {
+    int const steps = static_cast<int>(a_.steps), t = group().reverse ? p : steps - 1 - p;
+    return t * static_cast<int>(a_.batch) + static_cast<int>(field_.batch_row(tile, item));
   }
+  RNNKERN_DEVICE static int64_t place(int row, int stride, int unit) { return int64_t{row} * stride + unit; }
+  RNNKERN_DEVICE int hidden() const { return static_cast<int>(a_.hidden); }
 
   RNNKERN_DEVICE Input load(int p, int tile, const Item& item) const {
     Input input = {};
     if (!field_.inside(tile, item)) return input;
-    int64_t const row = this->row(p, tile, item), unit = field_.unit(item);
-    const T* const saved = group().saved + row * (Cell::saved * a_.hidden) + unit;
-    RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) input.saved[k] = saved[k * a_.hidden];
-    input.d_y = group().d_y[row * a_.y_stride + unit];
+    int const row = this->row(p, tile, item), unit = static_cast<int>(field_.unit(item));
+    const T* const saved = group().saved + place(row, Cell::saved * hidden(), unit);
+    RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) input.saved[k] = saved[k * hidden()];
+    input.d_y = group().d_y[place(row, static_cast<int>(a_.y_stride), unit)];
     if constexpr (kNeedsPast) {
       if (p + 1 < a_.steps) {
-        int64_t const before = row + (group().reverse ? a_.batch : -a_.batch);
+        int const batch = static_cast<int>(a_.batch), before = group().reverse ? row + batch : row - batch;
         const T* const sequence = Cell::states == 2 ? group().cells : group().y;
-        input.past = sequence[before * past_stride() + unit];
+        input.past = sequence[place(before, static_cast<int>(past_stride()), unit)];
       } else {
         const T* const initial = Cell::states == 2 ? group().c_0 : group().h_0;
         if (initial != nullptr) input.past = initial[field_.place(tile, item)];
@@ -164,9 +167,10 @@ class BackwardSweep {
     }
   }
   RNNKERN_DEVICE void keep(int p, int tile, const Item& item, const Output& output) const {
-    T* const d_gates = group().d_gates + row(p, tile, item) * (Columns::count * a_.hidden) + field_.unit(item);
+    T* const d_gates = group().d_gates +
+                       place(row(p, tile, item), Columns::count * hidden(), static_cast<int>(field_.unit(item)));
     RNNKERN_UNROLL for (int column = 0; column < Columns::count; ++column) {
-      d_gates[column * a_.hidden] = output.d_gates[column];
+      d_gates[column * hidden()] = output.d_gates[column];
     }
   }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "../launch_shape.h"
 #include "../surroundings.h"
@@ -18,12 +19,6 @@ struct ZeroQuads {
 
   RNNKERN_HD void operator()(int64_t, int64_t i) const { quads[i] = Quad{}; }
 };
-
-inline bool is_plain(const Group& group) {
-  const Schedule& schedule = group.schedule;
-  return schedule.lengths == nullptr && schedule.reset == nullptr && schedule.batch_sizes == nullptr &&
-         group.mask == nullptr && group.zone_h == nullptr && group.zone_c == nullptr && group.zoneout == 0;
-}
 
 template <class Cell, class T, class Device>
 class Driver : private stepwise::Surroundings<Cell, T, Device> {
@@ -53,6 +48,14 @@ class Driver : private stepwise::Surroundings<Cell, T, Device> {
   template <class ArgsGroup>
   ArgsGroup sweep_group(const Group& group);
   const Quad* packed_weights(const Group& group);
+  // A sweep whose rows all live at every step and lie where 32 bits reach, with nothing masked, cut or blended.
+  bool is_plain(const Group& group) const {
+    const Schedule& schedule = group.schedule;
+    int64_t const step = B_ * std::max(5 * H_, group.y_stride);  // of the widest tensor with rows
+    return schedule.lengths == nullptr && schedule.reset == nullptr && schedule.batch_sizes == nullptr &&
+           group.mask == nullptr && group.zone_h == nullptr && group.zone_c == nullptr && group.zoneout == 0 &&
+           std::max(step, T_ * B_) <= std::numeric_limits<int>::max();
+  }
   template <class Args>
   void launch(void (*kernel)(Args), Args& args);
 
@@ -132,7 +135,7 @@ Args Driver<Cell, T, Device>::sweep_args(const Group* groups, int count) {
   args.steps = T_, args.batch = B_, args.hidden = H_;
   args.y_stride = groups[0].y_stride;
   args.zoneout = static_cast<float>(groups[0].zoneout);
-  args.plain = std::all_of(groups, groups + count, is_plain);
+  args.plain = std::all_of(groups, groups + count, [&](const Group& group) { return is_plain(group); });
   args.groups = count;
   if (tiling_.exchange == Exchange::grid) {
     int64_t const recurrences = count * heads_, operands = recurrences * tiling_.exchange_quads();

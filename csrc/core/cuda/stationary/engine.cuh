@@ -76,9 +76,10 @@ class Engine {
   // The products of a unit's weight rows, one of each gate, and batch row n.
   template <int gates>
   RNNKERN_DEVICE void totals(int n, int unit, float (&sum)[gates]) const {
-    RNNKERN_UNROLL for (int gate = 0; gate < gates; ++gate) sum[gate] = 0;
     int at = n * s_.padded_rows + unit;
-    RNNKERN_UNROLL_BY_4 for (int split = 0; split < s_.depth_splits; ++split, at += s_.split_stride) {
+    RNNKERN_UNROLL for (int gate = 0; gate < gates; ++gate) sum[gate] = arrays_.partial().ld(at + gate * s_.units);
+    RNNKERN_UNROLL_BY_4 for (int split = 1; split < s_.depth_splits; ++split) {
+      at += s_.split_stride;
       RNNKERN_UNROLL for (int gate = 0; gate < gates; ++gate) sum[gate] += arrays_.partial().ld(at + gate * s_.units);
     }
   }

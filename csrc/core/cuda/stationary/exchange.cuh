@@ -42,7 +42,8 @@ struct Arrays {
 
 // Place of piece `chunk` of the depth, batch row n, in a tile's operand.
 RNNKERN_DEVICE int operand_quad(int chunk, int n) {
-  return (chunk / kChunks * kTileRows + n) * kChunks + chunk % kChunks;
+  unsigned const c = static_cast<unsigned>(chunk);  // divides without a look at the sign
+  return static_cast<int>((c / kChunks * kTileRows + static_cast<unsigned>(n)) * kChunks + c % kChunks);
 }
 
 // One block has it all: its own shared memory.
@@ -62,9 +63,10 @@ class BlockLink {
   // Element `depth` of this block's part, batch row n.
   template <class T>
   RNNKERN_DEVICE void put(int p, int depth, int n, T value) const {
-    constexpr int per_quad = 16 / sizeof(T);
-    int const quad = slot(p) + operand_quad(rank_ * s_.block_chunks + depth / per_quad, n);
-    arrays_.operand().template as<T>().st(quad * per_quad + depth % per_quad, value);
+    constexpr unsigned per_quad = 16 / sizeof(T);
+    unsigned const d = static_cast<unsigned>(depth);
+    int const quad = slot(p) + operand_quad(rank_ * s_.block_chunks + static_cast<int>(d / per_quad), n);
+    arrays_.operand().template as<T>().st(quad * static_cast<int>(per_quad) + static_cast<int>(d % per_quad), value);
   }
 
   // `rows`: of the tile that are in the batch; only these travel.
@@ -72,7 +74,7 @@ class BlockLink {
   RNNKERN_DEVICE void wait(int, int, int) const {}
 
  protected:
-  RNNKERN_DEVICE int slot(int p) const { return p % 2 * s_.operand_quads; }
+  RNNKERN_DEVICE int slot(int p) const { return (p & 1) * s_.operand_quads; }
 
   const Sizes& s_;
   Arrays arrays_;
@@ -158,9 +160,10 @@ class GridLink {
 
   template <class T>
   RNNKERN_DEVICE void put(int, int depth, int n, T value) const {
-    constexpr int per_quad = 16 / sizeof(T);
-    int const quad = depth / per_quad * kTileRows + n;
-    arrays_.outbox().template as<T>().st(quad * per_quad + depth % per_quad, value);
+    constexpr unsigned per_quad = 16 / sizeof(T);
+    unsigned const d = static_cast<unsigned>(depth);
+    int const quad = static_cast<int>(d / per_quad) * kTileRows + n;
+    arrays_.outbox().template as<T>().st(quad * static_cast<int>(per_quad) + static_cast<int>(d % per_quad), value);
   }
 
   // The first warp alone, so that no barrier stands between the stores and the flag.

@@ -31,7 +31,7 @@ class Field {
         units_(min(args.sizes.units, args.sizes.head_size - place.rank * args.sizes.units)),
         all_rows_(
             device::uniform(static_cast<int>(min<int64_t>(args.tiling.tiles * kTileRows, a_.batch - first_row_)))),
-        tiles_((all_rows_ + kTileRows - 1) / kTileRows),
+        tiles_(static_cast<int>((static_cast<unsigned>(all_rows_) + kTileRows - 1) / kTileRows)),
         first_item_(device::thread_index() / args.sizes.units << 16 | device::thread_index() % args.sizes.units) {}
 
   RNNKERN_DEVICE const auto& group() const { return a_.group[group_]; }

@@ -84,15 +84,16 @@ class ForwardSweep {
     if (a_.keep_cells) cells_ = group().cells + row * a_.hidden + unit;
   }
   RNNKERN_DEVICE void next_rows() {
-    gates_ += distance(row_step_, a_.gate_width);
-    y_ += distance(row_step_, a_.y_stride);
-    if (a_.keep_cells) cells_ += distance(row_step_, a_.hidden);
+    gates_ += row_step_ * static_cast<int>(a_.gate_width);
+    y_ += row_step_ * static_cast<int>(a_.y_stride);
+    if (a_.keep_cells) cells_ += row_step_ * static_cast<int>(a_.hidden);
   }
-  RNNKERN_DEVICE static int64_t distance(int rows, int64_t stride) { return int64_t{rows} * static_cast<int>(stride); }
-  RNNKERN_DEVICE int64_t distance(int tile, const Item& item, int64_t stride) const {
+  // From the first element to another of the same step: 32 bits suffice, which is_plain() saw to.
+  RNNKERN_DEVICE int distance(int tile, const Item& item, int64_t stride) const {
     Item const first = field_.first_item();
-    return distance(tile * kTileRows + item.n - first.n, stride) + (item.unit - first.unit);
+    return (tile * kTileRows + item.n - first.n) * static_cast<int>(stride) + (item.unit - first.unit);
   }
+  RNNKERN_DEVICE int hidden() const { return static_cast<int>(a_.hidden); }
 
   // --- One step ---
 
@@ -135,7 +136,7 @@ class ForwardSweep {
     Input input = {};
     if (!field_.inside(tile, item)) return input;
     const T* const gates = gates_ + distance(tile, item, a_.gate_width);
-    RNNKERN_UNROLL for (int g = 0; g < G; ++g) input.gx[g] = gates[g * a_.hidden];
+    RNNKERN_UNROLL for (int g = 0; g < G; ++g) input.gx[g] = gates[g * hidden()];
     input.bias = split_bias(item);
     return input;
   }
@@ -165,7 +166,7 @@ class ForwardSweep {
   RNNKERN_DEVICE void keep(int tile, const Item& item, const Output& output) const {
     if (a_.save) {
       T* const gates = gates_ + distance(tile, item, a_.gate_width);
-      RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) stepwise::store(gates + k * a_.hidden, output.saved[k]);
+      RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) stepwise::store(gates + k * hidden(), output.saved[k]);
     }
     stepwise::store(y_ + distance(tile, item, a_.y_stride), output.state[0]);
     if constexpr (Cell::states == 2) {
