@@ -136,26 +136,28 @@ class Products {
     });
   }
 
-  // Sums d[rows, width] over its rows, likewise, into `to` and `copy`, where these are wanted.
-  void sum_rows(const T* d, int64_t d_stride, int64_t rows, int64_t width, T* to, T* copy, Workspace& workspace) const {
-    if (to == nullptr && copy == nullptr) return;
-    constexpr int64_t fan_in = SumRows<T, T>::fan_in;
+  // Sums d[rows, width] over its rows, likewise.
+  template <class Sink>
+  void sum_rows(const T* d, int64_t d_stride, int64_t rows, int64_t width, const Sink& sink,
+                Workspace& workspace) const {
+    using Partial = PartialSums<V>;
+    constexpr int64_t fan_in = SumRows<T, Sink>::fan_in;
     d_stride *= samples_;
     if (rows <= fan_in) {
-      for_each_(1, width, SumRows<T, T>{d, rows, d_stride, width, to, copy});
+      for_each_(1, width, SumRows<T, Sink>{d, rows, d_stride, sink});
       return;
     }
     int64_t count = (rows + fan_in - 1) / fan_in;
     V* sums = workspace.take<V>(count * width);
-    for_each_(count, width, SumRows<T, V>{d, rows, d_stride, width, sums, nullptr});
+    for_each_(count, width, SumRows<T, Partial>{d, rows, d_stride, {sums, width}});
     while (count > fan_in) {
       int64_t const fewer = (count + fan_in - 1) / fan_in;
       V* const next = workspace.take<V>(fewer * width);
-      for_each_(fewer, width, SumRows<V, V>{sums, count, width, width, next, nullptr});
+      for_each_(fewer, width, SumRows<V, Partial>{sums, count, width, {next, width}});
       sums = next;
       count = fewer;
     }
-    for_each_(1, width, SumRows<V, T>{sums, count, width, width, to, copy});
+    for_each_(1, width, SumRows<V, Sink>{sums, count, width, sink});
   }
 
  private:

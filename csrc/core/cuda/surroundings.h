@@ -251,19 +251,16 @@ void Surroundings<Cell, T, ForEach>::weight_gradients(const GroupGradients& grad
     products_.weight_gradient(operand(buffers.d_projected, P_), P_, rows, P_, operand(buffers.unprojected, H_), H_,
                               d_w_hr);
   }
-  T* const d_b_ih = out(gradients.d_b_ih, G * H_);
-  T* const d_b_hh = out(gradients.d_b_hh, G * H_);
-  for (int i = 0; i < input_span_count; ++i) {
-    auto const [first, count, column] = input_spans[i];
-    const T* const d = d_gates + column * H_;
-    if (T* const d_w_ih = out(gradients.d_w_ih, G * H_ * I_)) {
-      products_.weight_gradient(d, stride, rows, count * H_, operand(x, I_), I_, d_w_ih + first * H_ * I_);
+  if (T* const d_w_ih = out(gradients.d_w_ih, G * H_ * I_)) {
+    for (int i = 0; i < input_span_count; ++i) {
+      auto const [first, count, column] = input_spans[i];
+      products_.weight_gradient(d_gates + column * H_, stride, rows, count * H_, operand(x, I_), I_,
+                                d_w_ih + first * H_ * I_);
     }
-    auto const part = [&](T* bias) { return bias == nullptr ? nullptr : bias + first * H_; };
-    products_.sum_rows(d, stride, rows, count * H_, part(d_b_ih), i == 0 ? part(d_b_hh) : nullptr, workspace_);
   }
-  if (Cell::split_gate && d_b_hh != nullptr) {
-    products_.sum_rows(d_gates + G * H_, stride, rows, H_, d_b_hh + (G - 1) * H_, nullptr, workspace_);
+  BiasGradients<Cell, T> const biases{out(gradients.d_b_ih, G * H_), out(gradients.d_b_hh, G * H_), H_};
+  if (biases.d_b_ih != nullptr || biases.d_b_hh != nullptr) {
+    products_.sum_rows(d_gates, stride, rows, stride, biases, workspace_);
   }
 }
 

@@ -104,24 +104,46 @@ struct RebuildCandidate {
   }
 };
 
-// One level of a sum over rows: each result row sums `fan_in` rows. A tree of these is the same for every launch, and
-// its rounding grows with the logarithm of the number of rows.
-template <class From, class To>
+// One level of a sum over rows: each result row sums `fan_in` rows, and goes where `sink` puts it. A tree of these is
+// the same for every launch, and its rounding grows with the logarithm of the number of rows.
+template <class From, class Sink>
 struct SumRows {
   static constexpr int64_t fan_in = 128;
   using V = compute_t<From>;
 
   const From* from;  // [rows, width], rows `stride` apart
-  int64_t rows, stride, width;
-  To* to;    // [rows / fan_in, width]
-  To* copy;  // as `to`, a second place for the result; may be null
+  int64_t rows, stride;
+  Sink sink;  // of [rows / fan_in, width]
 
   RNNKERN_HD void operator()(int64_t row, int64_t column) const {
     int64_t const first = row * fan_in, last = first + fan_in < rows ? first + fan_in : rows;
     V sum = 0;
     for (int64_t i = first; i < last; ++i) sum += load(from + i * stride + column);
-    if (to != nullptr) store(to + row * width + column, sum);
-    if (copy != nullptr) store(copy + row * width + column, sum);
+    sink(row, column, sum);
+  }
+};
+
+// Sums that are summed again.
+template <class V>
+struct PartialSums {
+  V* to;  // [.., width]
+  int64_t width;
+
+  RNNKERN_HD void operator()(int64_t row, int64_t column, V sum) const { to[row * width + column] = sum; }
+};
+
+// The sum of a column of d_gates is the gradient of both biases; of a split gate each bias has its own (GateColumns).
+template <class Cell, class T>
+struct BiasGradients {
+  T *d_b_ih, *d_b_hh;  // [G*H], null: not wanted
+  int64_t hidden;
+
+  RNNKERN_HD void operator()(int64_t, int64_t column, compute_t<T> sum) const {
+    int64_t const last = (Cell::gates - 1) * hidden;
+    bool const input = !Cell::split_gate || column < last + hidden, recurrent = !Cell::split_gate || column >= hidden;
+    int64_t const shared = Cell::split_gate ? column - hidden : column;  // column of w_hh's gates
+    if (input && d_b_ih != nullptr) store(d_b_ih + (shared < 0 ? last + column : shared), sum);
+    if (recurrent && d_b_hh != nullptr) store(d_b_hh + shared, sum);
   }
 };
 

@@ -31,13 +31,13 @@ class BackwardSweep {
     int const steps = static_cast<int>(a_.steps);
     Input input = {};
     if (a_.plain) input = load(0, 0, field_.first_item());
-    for (int p = 0; p < steps; ++p) {
+    // After the last step there is one more product: the gradient of the initial state, where that is wanted.
+    for (int p = 0; p <= steps; ++p) {
       for (int tile = 0; tile < field_.tiles(); ++tile) {
-        step(p, tile, p > 0, p + 1 < steps || initial_wanted(), input);
+        bool const has_product = p > 0 && (p < steps || initial_wanted());
+        step(p, tile, has_product, p + 1 < steps || (p < steps && initial_wanted()), input);
       }
     }
-    // After the last step there is one more product: the gradient of the initial state, where that is wanted.
-    for (int tile = 0; tile < field_.tiles(); ++tile) finish(steps, tile);
   }
 
  private:
@@ -68,7 +68,8 @@ class BackwardSweep {
   // `input`: of this thread's first element; afterwards of the one that comes next.
   RNNKERN_DEVICE void step(int p, int tile, bool has_product, bool more, Input& input) {
     Item const item = field_.first_item();
-    if (!a_.plain) input = scheduled_load(p, tile, item);
+    bool const ended = p == a_.steps;
+    if (!a_.plain && !ended) input = scheduled_load(p, tile, item);
     int const rows = field_.rows(tile);
     if (has_product) {
       engine_.wait(p - 1, tile, rows);
@@ -77,7 +78,9 @@ class BackwardSweep {
       device::sync_threads();  // this tile's operand is put where the one before is sent from
     }
     Output output;
-    if (a_.plain) {
+    if (ended) {
+      finish(p, tile, has_product);
+    } else if (a_.plain) {
       if (field_.inside(tile, item)) output = compute(p, tile, item, has_product, input);
       Item other = item;
       for (other.next(s_); other.n < rows; other.next(s_)) {
@@ -95,7 +98,7 @@ class BackwardSweep {
     } else {
       device::sync_threads();  // the next tile's product writes where this one is read
     }
-    if (!a_.plain) return;
+    if (!a_.plain || ended) return;
     if (field_.inside(tile, item)) keep(p, tile, item, output);
     if (tile + 1 < field_.tiles()) {
       input = load(p, tile + 1, item);
@@ -104,8 +107,8 @@ class BackwardSweep {
     }
   }
 
-  // Where an element of a plain sweep lies in tensors [rows, ...]: 32 bits suffice for each factor, which is_plain() saw
-  // to.
+  // Where an element of a plain sweep lies in tensors [rows, ...]: 32 bits suffice for each factor, which is_plain()
+  // saw to.
   RNNKERN_DEVICE int row(int p, int tile, const Item& item) const {
     int const steps = static_cast<int>(a_.steps), t = group().reverse ? p : steps - 1 - p;
     return t * static_cast<int>(a_.batch) + static_cast<int>(field_.batch_row(tile, item));
@@ -167,8 +170,8 @@ class BackwardSweep {
     }
   }
   RNNKERN_DEVICE void keep(int p, int tile, const Item& item, const Output& output) const {
-    T* const d_gates = group().d_gates +
-                       place(row(p, tile, item), Columns::count * hidden(), static_cast<int>(field_.unit(item)));
+    T* const d_gates =
+        group().d_gates + place(row(p, tile, item), Columns::count * hidden(), static_cast<int>(field_.unit(item)));
     RNNKERN_UNROLL for (int column = 0; column < Columns::count; ++column) {
       d_gates[column * hidden()] = output.d_gates[column];
     }
@@ -249,21 +252,15 @@ class BackwardSweep {
 
   // --- After the last step ---
 
-  RNNKERN_DEVICE void finish(int steps, int tile) {
-    int const rows = field_.rows(tile);
-    if (initial_wanted()) {
-      engine_.wait(steps - 1, tile, rows);
-      engine_.product(steps - 1, rows);
-    }
-    for (Item item = field_.first_item(); item.n < rows; item.next(s_)) {
+  RNNKERN_DEVICE void finish(int p, int tile, bool has_product) const {
+    for (Item item = field_.first_item(); item.n < field_.rows(tile); item.next(s_)) {
       if (!field_.inside(tile, item)) continue;
       int64_t const i = field_.place(tile, item);
-      if (initial_wanted()) stepwise::store(group().d_h_0 + i, passed(course(steps), tile, item, true));
+      if (initial_wanted()) stepwise::store(group().d_h_0 + i, passed(course(p), tile, item, has_product));
       if constexpr (Cell::states == 2) {
         if (group().d_c_0 != nullptr) stepwise::store(group().d_c_0 + i, engine_.state(1, tile, item.index));
       }
     }
-    device::sync_threads();  // the next tile's product writes where this one is read
   }
 
   const Args& a_;

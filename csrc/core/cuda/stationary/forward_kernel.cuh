@@ -55,6 +55,9 @@ class ForwardSweep {
   };
   // What it leaves there.
   struct Output {
+    T saved[Cell::saved], state[Cell::states];
+  };
+  struct Results {
     float saved[Cell::saved], state[Cell::states];
   };
 
@@ -146,31 +149,33 @@ class ForwardSweep {
     float s[Cell::states];
     s[0] = engine_.state(0, tile, item.index);
     if constexpr (Cell::states == 2) s[1] = engine_.state(1, tile, item.index);
-    Output output = run_cell(item, input, s);
-    engine_.put(p + 1, 0, item.unit, item.n, from_compute<T>(output.state[0]));
-    engine_.set_state(0, tile, item.index, output.state[0]);
-    if constexpr (Cell::states == 2) engine_.set_state(1, tile, item.index, output.state[1]);
+    Results const results = run_cell(item, input, s);
+    Output output;
+    RNNKERN_UNROLL for (int k = 0; k < Cell::states; ++k) output.state[k] = from_compute<T>(results.state[k]);
+    engine_.put(p + 1, 0, item.unit, item.n, output.state[0]);
+    RNNKERN_UNROLL for (int k = 0; k < Cell::states; ++k) engine_.set_state(k, tile, item.index, results.state[k]);
+    RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) output.saved[k] = from_compute<T>(results.saved[k]);
     return output;
   }
 
-  RNNKERN_DEVICE Output run_cell(const Item& item, const Input& input, const float (&s)[Cell::states]) const {
+  RNNKERN_DEVICE Results run_cell(const Item& item, const Input& input, const float (&s)[Cell::states]) const {
     float gx[G], gh[G];
     engine_.totals(item.n, item.unit, gh);
     RNNKERN_UNROLL for (int g = 0; g < G; ++g) gx[g] = to_compute(input.gx[g]);
     if constexpr (Cell::split_gate) gx[G - 1] += to_compute(input.bias);
-    Output output;
-    a_.cell.forward(gx, gh, s, output.saved, output.state);
-    return output;
+    Results results;
+    a_.cell.forward(gx, gh, s, results.saved, results.state);
+    return results;
   }
 
   RNNKERN_DEVICE void keep(int tile, const Item& item, const Output& output) const {
     if (a_.save) {
       T* const gates = gates_ + distance(tile, item, a_.gate_width);
-      RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) stepwise::store(gates + k * hidden(), output.saved[k]);
+      RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) gates[k * hidden()] = output.saved[k];
     }
-    stepwise::store(y_ + distance(tile, item, a_.y_stride), output.state[0]);
+    y_[distance(tile, item, a_.y_stride)] = output.state[0];
     if constexpr (Cell::states == 2) {
-      if (a_.keep_cells) stepwise::store(cells_ + distance(tile, item, a_.hidden), output.state[1]);
+      if (a_.keep_cells) cells_[distance(tile, item, a_.hidden)] = output.state[1];
     }
   }
 
@@ -211,7 +216,7 @@ class ForwardSweep {
       float s[Cell::states];
       s[0] = cut ? 0 : h;
       if constexpr (Cell::states == 2) s[1] = cut ? 0 : engine_.state(1, tile, item.index);
-      Output const output = run_cell(item, input, s);
+      Results const output = run_cell(item, input, s);
       if (a_.save) {
         RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) stepwise::store(gates().at(row, unit, k), output.saved[k]);
       }
