@@ -175,7 +175,7 @@ std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, 
   p.steps = typical_steps(p.steps), p.rows = p.steps * p.batch;
   auto const key =
       std::tuple(std::tuple(p.cell, p.dtype, p.steps, p.batch, p.hidden_size, p.proj_size, p.heads, p.groups, p.save,
-                            p.recompute, p.tf32),
+                            p.recompute, p.tf32, stationary::is_plain(p)),
                  std::tuple(d.capability, d.multiprocessors, d.shared_bytes, d.registers, d.max_cluster, d.clock_ghz,
                             d.bandwidth_gbs, d.l2_bytes, d.clusters[0], d.clusters[1], d.clusters[2], d.clusters[3]),
                  sweep, wanted);

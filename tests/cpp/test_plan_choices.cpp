@@ -201,6 +201,9 @@ void check_door() {
   expect(cuda_plan(shorter, Sweep::forward, kH100) != known, "another batch has the same plan", where);
   expect(cuda_plan(p, Sweep::forward, kA100) != known, "another GPU has the same plan", where);
   expect(typical_steps(0) == 0 && typical_steps(1) == 1 && typical_steps(65) == 128, "typical steps", where);
+  Problem cut = p;
+  cut.reset = true;
+  expect(cuda_plan(cut, Sweep::forward, kH100)->us_per_step > known->us_per_step, "a schedule costs nothing", where);
   p.save = false;
   expect(!plan(p, 1, &kH100).backward, "inference plans a backward sweep", where);
 }

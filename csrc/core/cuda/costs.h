@@ -46,6 +46,8 @@ struct Costs {
   StepCosts cluster = {2447, 2681, 137, 48, 672, 0, 11, 23, 20, 60, 60, 90, 98, 22, 0, 0};
   StepCosts grid = {3732, 4066, 44, 0, 941, 148, 17, 8, 69, 60, 60, 90, 98, 0, 263, 192};
 
+  double schedule = 2500;  // cycles, assumed: what a first version, which looked everything up, took longer than plain
+
   // The whole GPU.
   double l2_bytes = 26;             // a cycle and multiprocessor; measured: 6.8 TB/s for all 132
   double memory_bytes = 1e6;        // a microsecond

@@ -27,6 +27,9 @@ struct Choice {
 // does not fit either.
 Choice choose(const Problem& problem, Sweep sweep, Exchange exchange, const DeviceFacts& device);
 
+// Whether every row lives at every step and no state is cut, masked or blended: the kernels have a path for that.
+inline bool is_plain(const Problem& p) { return !(p.packed || p.lengths || p.reset || p.recurrent_mask || p.zoneout); }
+
 // Registers of a thread for which the kernels are compiled (__launch_bounds__).
 constexpr int registers_per_thread(const Tiling& tiling) { return 65536 / max_threads(tiling.exchange); }
 

@@ -19,6 +19,7 @@ double Timing::tile(const Choice& choice) const {
   double const rounds = ceil_div(static_cast<int64_t>(live_rows()) * t.units, t.threads());
   double cycles = (forward ? cost.forward : cost.backward) + (lstm ? cost.lstm : 0) + warps * cost.warp;
   cycles += (rounds - 1) * cost.round + rounds * (t.depth_splits - 1) * cost.split;
+  if (!is_plain(p_)) cycles += rounds * c_.schedule;
 
   // Products: those of the warps that share a scheduler, and the chain of sums of one warp. The model knows the tensor
   // cores of one GPU; slower ones take longer in proportion.
