@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,8 @@ def build(data: Data) -> Callable[[int], object]:
     refuse(NAME, reasons)
     if problem.mode == "training":
         sample = torch.zeros_like(data.inputs[0], requires_grad=True)
-        return layer.training(torch.cuda.make_graphed_callables(data.layer, (sample,)), data)
+        own = copy.deepcopy(data.layer)  # it is changed in place, and the layer itself is another side
+        return layer.training(torch.cuda.make_graphed_callables(own, (sample,)), data)
     return replay(data)
 
 
