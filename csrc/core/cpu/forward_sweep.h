@@ -25,6 +25,7 @@ struct ForwardBuffers {
   C* z = nullptr;             // [B][pitch]
   const C* zeros = nullptr;   // [pitch]
   const Operand* zero_operand = nullptr;
+  int64_t across = 0;  // elements that each worker needs for its rows across vectors, where they lie so
 
   // The same memory for this group.
   void set_group(const Problem& problem, const Group& group) {
@@ -63,10 +64,11 @@ class ForwardSweep {
 
  public:
   ForwardSweep(const Cell& cell, const Problem& problem, const Group& group, const ForwardBuffers<T, Panels>& buffers,
-               const Timeline& time, const int64_t* rows, int64_t count, ForwardRow<T>* live)
+               const Timeline& time, const int64_t* rows, int64_t count, ForwardRow<T>* live,
+               packed_t<T>* across = nullptr)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()),
         save_(problem.save && !problem.recompute), projection_(problem.proj_size > 0), group_(group), buffers_(buffers),
-        time_(time), rows_{&time, rows, count}, row_(live) {}
+        time_(time), rows_{&time, rows, count}, row_(live), across_(across) {}
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
@@ -185,7 +187,7 @@ class ForwardSweep {
         for (int g = 0; g < gates; ++g) __builtin_prefetch(row.gates + g * hidden_ + unit);
       };
       if (set.data) return run_panels(set, range, row_, live_, finish, ahead);
-      if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), finish);
+      if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), across_, finish);
     } else {
       if (range.count() > 0) run_quantized(set, range, row_, live_, finish);
     }
@@ -343,6 +345,7 @@ class ForwardSweep {
   const Timeline& time_;
   LiveRows rows_;
   ForwardRow<T>* row_;
+  packed_t<T>* across_;  // see ForwardBuffers
   T* gates_ = nullptr;
   int64_t first_row_ = 0;
   int64_t live_ = 0;

@@ -42,6 +42,7 @@ class PackedGemm {
 
   // A few rows: the panels would be used once.
   bool unpacked() const { return keep_panels && m <= kUnpackedRows && b.transposed; }
+  bool across() const { return can_lie_across<P, T> && unpacked() && lie_across<P>(m); }
   // Panels that all rows pass by at once need not leave the second cache, if there are some for each worker.
   void use_one_pass(int workers) { one_pass = kInPlace && !unpacked() && width() >= workers * near_width(); }
   int64_t panel_elements(int workers) const {
@@ -54,6 +55,7 @@ class PackedGemm {
   }
   int64_t copy_elements(int workers) const {
     if (a.transposed) return (m + V::lanes - 1) / V::lanes * group_pitch();
+    if (across()) return workers * across_pitch();
     return kInPlace ? 0 : workers * strip_pitch();
   }
 
@@ -112,6 +114,7 @@ class PackedGemm {
   // Copies of rows that are contiguous in k; more than is used, so that equal places of several strips lie in different
   // sets of a cache.
   int64_t strip_pitch() const { return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes; }
+  int64_t across_pitch() const { return elements_across<P>(m, std::min(k, kDepth)); }
   // Copies of rows that are not: a vector of rows side by side, so that what a tile reads lies close together.
   int64_t group_pitch() const { return V::lanes * (packed_steps<P>(std::min(k, kDepth)) + 1); }
   P* copy_at(int64_t row) const { return copies + row / V::lanes * group_pitch() + row % V::lanes; }
@@ -152,7 +155,7 @@ class PackedGemm {
       int64_t const s = turn / panels_now, at = count * s / all, rows = count * (s + 1) / all - at;
       if (s != current) set_strip(strip, worker, first + at, rows, block);
       current = s;
-      multiply(strip, at, rows, p + turn % panels_now, block, out, add);
+      multiply(strip, at, rows, p + turn % panels_now, worker, block, out, add);
     }
   }
 
@@ -170,7 +173,7 @@ class PackedGemm {
         for (int64_t s = 0; s < all; ++s) {
           int64_t const at = count * s / all, rows = count * (s + 1) / all - at;
           set_strip(strip, worker, first + at, rows, block);
-          for (int64_t q = p; q < next; ++q) multiply(strip, at, rows, q, block, out, add);
+          for (int64_t q = p; q < next; ++q) multiply(strip, at, rows, q, worker, block, out, add);
         }
       }
     }
@@ -203,6 +206,7 @@ class PackedGemm {
     strip.stride = 1;
     if constexpr (kInPlace) {
       for (int64_t r = 0; r < rows; ++r) strip.row[r] = a.data + (first + r) * a.stride + block.a;
+      if (across()) pack_across<P>(strip.row, int(rows), block.depth, copies + worker * across_pitch());
     } else {
       int64_t const depth = block.depth, pitch = (depth + V::lanes - 1) / V::lanes * V::lanes;
       for (int64_t r = 0; r < rows; ++r) {
@@ -215,11 +219,12 @@ class PackedGemm {
     }
   }
 
-  void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, Block const& block, T* out, bool add) const {
+  void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, int worker, Block const& block, T* out,
+                bool add) const {
     alignas(64) C sums[std::max(kMaxAccumulators, kUnpackedRows * kColumns) * V::lanes];
     int const columns = panel_columns(p);
     if (unpacked()) {
-      multiply_unpacked(strip, int(rows), p, block, sums);
+      multiply_unpacked(strip, int(rows), p, worker, block, sums);
       return finish(out, at, rows, p, sums, block, add);
     }
     const P* const panel = panel_at(p, block);
@@ -241,14 +246,17 @@ class PackedGemm {
     }
   }
 
-  void multiply_unpacked(const Strip& strip, int rows, int64_t p, Block const& block, C* sums) const {
-    product_unpacked<P>(
-        [&](int j) {
-          int64_t const column = column_at(p) + j * V::lanes;
-          return WeightRows<T>{b.data + column * b.stride + block.b, b.stride,
-                               int(std::min<int64_t>(n - column, V::lanes))};
-        },
-        panel_columns(p), block.depth, strip.row, rows, sums);
+  void multiply_unpacked(const Strip& strip, int rows, int64_t p, int worker, Block const& block, C* sums) const {
+    auto const weights = [&](int j) {
+      int64_t const column = column_at(p) + j * V::lanes;
+      return WeightRows<T>{b.data + column * b.stride + block.b, b.stride,
+                           int(std::min<int64_t>(n - column, V::lanes))};
+    };
+    if constexpr (can_lie_across<P, T>) {
+      if (across())
+        return product_across<P>(weights, panel_columns(p), block.depth, copies + worker * across_pitch(), rows, sums);
+    }
+    product_unpacked<P>(weights, panel_columns(p), block.depth, strip.row, rows, sums);
   }
 
   void finish(T* base, int64_t first, int64_t rows, int64_t p, const C* sums, Block const& block, bool add) const {

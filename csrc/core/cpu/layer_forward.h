@@ -66,6 +66,8 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   if (two_stage_gru)
     buffers.second = PanelSet<P>::make(platform, hidden, problem.heads, 1, head, rows_together, packed);
   if (projection) buffers.second = PanelSet<P>::make(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
+  if (!packed && can_lie_across<P, T> && lie_across<P>(problem.batch))
+    buffers.across = elements_across<P>(problem.batch, std::max(buffers.first.depth, buffers.second.depth));
   state_buffers<Cell>(buffers, problem, group, gates, states, platform);
   buffers.set_group(problem, group);
   return buffers;
@@ -118,8 +120,10 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
   make_timelines(problem, groups, count, time, platform);
   auto* const row_storage = scratch<int64_t>(platform, count * batch * plan.workers);
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
+  int64_t const a_worker = buffers[0].across;
+  auto* const across = a_worker > 0 ? scratch<packed_t<T>>(platform, plan.workers * a_worker) : nullptr;
   Slots const slots(plan, count);
-  slots.run(count, plan, platform, [&](int first, int n, int, int worker, int workers, Barrier& barrier) {
+  slots.run(count, plan, platform, [&](int first, int n, int slot, int worker, int workers, Barrier& barrier) {
     int const last = first + n, place = worker * count;
     for (int g = first; g < last; ++g) {
       pack_forward<Cell, T>(problem, groups[g], buffers[g], worker, workers);
@@ -136,7 +140,8 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
                            row_storage + (place + first) * batch};
     team.begin([&](int i, const int64_t* mine, int64_t live) {
       int const g = first + i;
-      return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, live, rows + (place + g) * batch);
+      return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, live, rows + (place + g) * batch,
+                   across ? across + slot * a_worker : nullptr);
     });
     barrier.wait(workers);
     for (int64_t s = 0; s < problem.steps; s += steps_together) {

@@ -219,27 +219,35 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
   run_panels(set, range, rows, count, finish, [](Row&, int64_t) {});
 }
 
-// The same for at most kUnpackedRows rows and weights that are not packed (see PanelSet::pack_forward).
+// The same for at most kUnpackedRows rows and weights that are not packed (see PanelSet::pack_forward). `across`:
+// memory where the rows are to lie across vectors, or null.
 template <class P, class T, class Row, class Finish>
 RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, PanelRange range, const T* weight, Row* rows, int count,
-                                 Finish&& finish) {
+                                 P* across, Finish&& finish) {
   using C = typename Packed<P>::Sum;
   constexpr int lanes = sums_t<P>::lanes;
   WaitingBlocks<C, Row, Finish> waiting(set.gates, finish);
   alignas(64) C sums[kUnpackedRows * kMaxColumns * lanes];
   const typename Packed<P>::Operand* operand[kUnpackedRows];
+  int head = -1;
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
-    for (int i = 0; i < count; ++i) operand[i] = rows[i].operand + panel.operand;
+    if (panel.head != head) {
+      head = panel.head;
+      for (int i = 0; i < count; ++i) operand[i] = rows[i].operand + panel.operand;
+      if (across) pack_across(operand, count, set.depth, across);
+    }
     for (int s = 0; s < panel.blocks; ++s) {
       int64_t const unit = panel.unit + s * lanes;
       int const units = std::min(lanes, panel.units - s * lanes);
-      product_unpacked<P>(
-          [&](int g) {
-            int64_t const row = g < set.gates ? g * set.units + unit : unit + lanes;
-            return WeightRows<T>{weight + row * set.depth, set.depth, units};
-          },
-          set.gates, set.depth, operand, count, sums);
+      auto const weights = [&](int g) {
+        int64_t const row = g < set.gates ? g * set.units + unit : unit + lanes;
+        return WeightRows<T>{weight + row * set.depth, set.depth, units};
+      };
+      if constexpr (can_lie_across<P, T>) {
+        if (across) product_across<P>(weights, set.gates, set.depth, across, count, sums);
+      }
+      if (!across) product_unpacked<P>(weights, set.gates, set.depth, operand, count, sums);
       for (int i = 0; i < count; ++i) {
         std::memcpy(waiting.room(1), sums + i * set.gates * lanes, set.gates * lanes * sizeof(C));
         waiting.add(rows[i], panel, s);

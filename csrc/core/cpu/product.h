@@ -283,6 +283,70 @@ void product_unpacked(Weights weights, int columns, int64_t depth, const typenam
   }
 }
 
+// Rows that fill more than half a vector: they lie in the lanes, as a panel, and the weights pass by as the rows of a
+// tile do, so that each sum is made in order and none is left in parts. For weights that the tile reads as they are
+// stored.
+template <class P, class T>
+constexpr bool can_lie_across = std::is_same_v<T, typename Packed<P>::Operand>;
+template <class P>
+constexpr bool lie_across(int64_t rows) {
+  return rows <= std::min(kUnpackedRows, kMaxColumns * sums_t<P>::lanes) && rows > sums_t<P>::lanes / 2;
+}
+template <class P>
+constexpr int vectors_across(int64_t rows) {
+  return int((rows + sums_t<P>::lanes - 1) / sums_t<P>::lanes);
+}
+template <class P>
+constexpr int64_t elements_across(int64_t rows, int64_t depth) {
+  return vectors_across<P>(rows) * sums_t<P>::lanes * packed_steps<P>(depth);
+}
+template <class P>
+void pack_across(const typename Packed<P>::Operand* const* a, int rows, int64_t depth, P* out) {
+  constexpr int lanes = sums_t<P>::lanes;
+  int64_t const pitch = vectors_across<P>(rows) * lanes;
+  for (int r = 0; r < rows; r += lanes)
+    pack_transposed<P, typename Packed<P>::Operand>([&](int lane) { return a[r + lane]; }, std::min(lanes, rows - r),
+                                                    depth, out + r, pitch, nullptr);
+}
+
+// As product_unpacked, with what pack_across made of the rows.
+template <class P, class Weights>
+void product_across(Weights weights, int columns, int64_t depth, const P* across, int rows,
+                    typename Packed<P>::Sum* out) {
+  using V = sums_t<P>;
+  constexpr int lanes = V::lanes;
+  const typename Packed<P>::Operand* weight[kMaxColumns * lanes + 1];
+  alignas(64) typename Packed<P>::Sum sums[kMaxColumns * lanes * kUnpackedRows];
+  int const vectors = vectors_across<P>(rows), width = vectors * lanes;
+  int count = 0;
+  for (int c = 0; c < columns; ++c) {
+    auto const now = weights(c);
+    for (int i = 0; i < now.count; ++i) weight[count++] = now.first + i * now.stride;
+  }
+  weight[count] = weights(columns).first;
+  TileRows const tiles(count, tile_rows(vectors));
+  for (int64_t tile = 0, at = 0, now; tile < tiles.count; ++tile, at += now) {
+    now = tiles.of(tile);
+    tile_table<P>.at[true][vectors][now](
+        across, depth, weight + at, 1, {sums + at * width, width},
+        {reinterpret_cast<const char*>(weight[at + now]), now * int64_t(Packed<P>::together * sizeof(*weight[0]))});
+  }
+  const auto* from = sums;
+  for (int c = 0; c < columns; ++c) {
+    int const units = weights(c).count;
+    for (int r = 0; r < rows; r += lanes) {
+      V block[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) block[i] = i < units ? load<V>(from + i * width + r) : V(0);
+      transpose(block, std::make_index_sequence<lanes>{});
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i)
+        if (r + i < rows) store(out + ((r + i) * columns + c) * lanes, block[i]);
+    }
+    from += units * width;
+  }
+}
+
 // A panel's column from rows that are contiguous in the lanes: out[step][lane] holds row(k)[lane].
 template <class P, class T, class Row>
 void pack_rows(Row row, int count, int64_t depth, P* out, int64_t pitch) {
