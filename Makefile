@@ -140,7 +140,7 @@ gpu:
 		tests/cpp/test_primitives.cu -o build/gpu/test_primitives
 	out="$${OUT:-benchmarks/results}"; build/gpu/test_primitives; primitives=$$?; \
 		$(PYTHON) -m pytest --device cuda $(GPU_TEST_ARGS); tests=$$(($$? + primitives)); \
-		$(PYTHON) benchmarks/sweeps.py --suite gpu --budget 0.03 --out "$$out/gpu/sweeps.json"; tests=$$(($$? + tests)); \
+		$(PYTHON) benchmarks/sweeps.py --suite gpu --budget 0.03 --seconds 90 --out "$$out/gpu/sweeps.json"; tests=$$(($$? + tests)); \
 		$(PYTHON) benchmarks/run.py --suite gpu --device cuda --seconds $(GPU_SECONDS) --out "$$out" $(BENCH_ARGS) \
 		&& exit $$tests
 

@@ -279,7 +279,7 @@ def parse(resources: str, code: str) -> list[Kernel]:
 
 def enumerators(name: str) -> list[str]:
     text = (ROOT / "csrc/core/cuda/stationary/tiling.h").read_text(encoding="utf-8")
-    found = re.search(rf"enum class {name} {{([^}}]*)}}", text)
+    found = re.search(rf"enum class {name}(?: : \w+)? {{([^}}]*)}}", text)
     return [word.strip() for word in found[1].split(",")] if found else []
 
 

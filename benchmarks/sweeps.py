@@ -5,20 +5,24 @@
 
 The plan's model (``csrc/core/cuda/costs.h``) is fitted to these times. The report shows, for each sweep of each
 problem, the fastest strategy, what the plan's choice takes beside it, and predictions over times. A kernel's time is
-the least of three calls under torch's profiler; every result is first compared with the double reference. Not a
-comparison with peers: that is ``run.py``.
+the least of three calls under torch's profiler; every result is first compared with the double reference. The file is
+written every few problems, so that a run which is ended keeps what it has. Not a comparison with peers: that is
+``run.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -33,6 +37,8 @@ from timing import interleave
 PLANNED = "planned"
 KERNELS = {"forward_kernel": "forward", "backward_kernel": "backward"}
 CALLS = 3
+TOGETHER = 8  # problems under one profile
+Rows: TypeAlias = list[dict[str, Any]]
 
 
 @contextmanager
@@ -47,20 +53,19 @@ def forced(strategy: str) -> Iterator[None]:
 class Side:
     """One strategy on one problem."""
 
-    def __init__(self, data: Data, strategy: str):
-        self.problem, self.strategy = data.problem, strategy
-        self.row: dict[str, Any] = {"problem": data.problem.as_dict(), "strategy": strategy}
-        self.call = self.calls(data)
+    def __init__(self, problem: Problem, strategy: str, call: Callable[[int], list[torch.Tensor]]):
+        self.problem, self.strategy, self.call = problem, strategy, call
+        self.row: dict[str, Any] = {"problem": problem.as_dict(), "strategy": strategy}
 
-    def calls(self, data: Data) -> Callable[[int], list[torch.Tensor]]:
-        ours = rnnkern_layer.make_layer(data)
-        return getattr(layer, self.problem.mode)(ours, data)
+    def __call__(self, i: int) -> list[torch.Tensor]:
+        with forced(self.strategy):
+            return self.call(i)
 
-    def check(self, data: Data, want: list[torch.Tensor]) -> bool:
+    def check(self, plan: Callable[[], dict[str, Any]], want: list[torch.Tensor]) -> bool:
         """Whether the strategy does the problem, rightly; the row says why not."""
         try:
-            with forced(self.strategy), self.problem.mode_of_torch():
-                self.row["plan"] = rnnkern_layer.plan(data)
+            with forced(self.strategy):
+                self.row["plan"] = plan()
                 error, complaint = compare(self.problem, self.call(0), want, is_peer=False)
         except ValueError as refusal:
             self.row["refused"] = str(refusal)
@@ -68,15 +73,21 @@ class Side:
         self.row |= {"error": error} | ({"wrong": complaint} if complaint else {})
         return not complaint
 
-    def time(self, budget: float) -> None:
-        with forced(self.strategy), self.problem.mode_of_torch():
-            timed = interleave({PLANNED: self.call}, device=self.problem.device, budget=budget)[PLANNED]
-        self.row |= {"calls": timed.calls, "samples": timed.samples}
 
-    def run(self) -> None:
-        with forced(self.strategy), self.problem.mode_of_torch():
-            for i in range(CALLS):
-                self.call(i)
+def timed_sides(problem: Problem, strategies: list[str], budget: float) -> tuple[list[Side], list[Side]]:
+    """All, and those that did the problem; these are timed in turn."""
+    data = Data(problem, inputs=2)
+    want = expected(data)
+    ours = rnnkern_layer.make_layer(data)
+    call = getattr(layer, problem.mode)(ours, data)
+    sides = [Side(problem, strategy, call) for strategy in strategies]
+    with problem.mode_of_torch():
+        running = [side for side in sides if side.check(lambda: rnnkern.plan(ours, data.leaves()[0][1]), want)]
+        if running:
+            timed = interleave({side.strategy: side for side in running}, device=problem.device, budget=budget)
+    for side in running:
+        side.row |= {"calls": timed[side.strategy].calls, "samples": timed[side.strategy].samples}
+    return sides, running
 
 
 def kernel_times(sides: list[Side]) -> None:
@@ -85,7 +96,9 @@ def kernel_times(sides: list[Side]) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for side in sides:
             torch.cuda._sleep(100)
-            side.run()
+            with side.problem.mode_of_torch():
+                for i in range(CALLS):
+                    side(i)
         torch.cuda.synchronize()
     events = [event for event in profile.profiler.kineto_results.events() if "CUDA" in str(event.device_type())]
     events.sort(key=lambda event: event.start_ns())
@@ -100,29 +113,36 @@ def kernel_times(sides: list[Side]) -> None:
                 row[sweep] = min(row.get(sweep, 1.0), event.duration_ns() / 1e9)
 
 
-def measure(problems: list[Problem], budget: float) -> list[dict[str, Any]]:
-    strategies = [name for name in rnnkern.strategies() if name != "simd"]
-    rows, running = [], []
-    for problem in problems:
-        data = Data(problem, inputs=2)
-        want = expected(data)
-        for strategy in [PLANNED, *strategies]:
-            side = Side(data, strategy)
-            rows.append(side.row)
-            if side.check(data, want):
-                side.time(budget)
-                running.append(side)
-        print(problem.name, flush=True)
-    kernel_times(running)
+def measure(
+    problems: list[Problem], budget: float, seconds: float = math.inf, save: Callable[[Rows], None] = lambda rows: None
+) -> Rows:
+    """Problems in an order of chance, so that what the time does not reach is spread evenly; ``save`` gets the rows
+    every few of them."""
+    strategies = [PLANNED, *(name for name in rnnkern.strategies() if name != "simd")]
+    problems = random.Random(0).sample(problems, len(problems))
+    rows: Rows = []
+    start = time.perf_counter()
+    for first in range(0, len(problems), TOGETHER):
+        running: list[Side] = []
+        for problem in problems[first : first + TOGETHER]:
+            sides, timed = timed_sides(problem, strategies, budget)
+            rows += [side.row for side in sides]
+            running += timed
+        kernel_times(running)
+        save(rows)
+        done = min(first + TOGETHER, len(problems))
+        print(f"[{done}/{len(problems)}] {time.perf_counter() - start:.0f} s", flush=True)
+        if time.perf_counter() - start > seconds:
+            break
     return rows
 
 
 # ---------------------------------------------------------------- report
 
 
-def sweeps(rows: list[dict[str, Any]]) -> Iterator[tuple[Problem, str, dict[str, tuple[float, float]]]]:
+def sweeps(rows: Rows) -> Iterator[tuple[Problem, str, dict[str, tuple[float, float]]]]:
     """Problem, sweep, and by strategy the measured and the predicted µs a step."""
-    problems: dict[str, list[dict[str, Any]]] = {}
+    problems: dict[str, Rows] = {}
     for row in rows:
         problems.setdefault(json.dumps(row["problem"], sort_keys=True), []).append(row)
     for same in problems.values():
@@ -137,7 +157,7 @@ def sweeps(rows: list[dict[str, Any]]) -> Iterator[tuple[Problem, str, dict[str,
                 yield problem, sweep, times
 
 
-def report(rows: list[dict[str, Any]]) -> None:
+def report(rows: Rows) -> None:
     worst = 1.0
     print(f"{'problem':<40} {'sweep':<8} {'fastest':<19} µs a step, {PLANNED:<8} predicted / measured")
     for problem, sweep, times in sweeps(rows):
@@ -157,6 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, default="gpu")
     parser.add_argument("--budget", type=float, default=0.1, help="seconds a side for whole calls")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no other problem after so much time")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--report", type=Path, help="print what lies in a file, and measure nothing")
     args = parser.parse_args(arguments)
@@ -166,15 +187,19 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         raise SystemExit("sweeps.py needs a CUDA device")
     problems = [p for p in select(args.suite, "cuda") if p.mode in ("inference", "training") and not p.by_transforms]
-    rows = measure(problems, args.budget)
     commit, dirty = source_version()
-    content = {"created": now(), "commit": commit, "dirty": dirty, "environment": environment("cuda"), "rows": rows}
-    if args.out:
+    head = {"created": now(), "commit": commit, "dirty": dirty, "environment": environment("cuda")}
+
+    def save(rows: Rows) -> None:
+        if args.out is None:
+            return
         args.out.parent.mkdir(parents=True, exist_ok=True)
         draft = args.out.with_name(args.out.name + ".part")
-        lines = ",\n  ".join(map(json.dumps, content.pop("rows")))
-        draft.write_text(f'{json.dumps(content, indent=1)[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+        lines = ",\n  ".join(map(json.dumps, rows))
+        draft.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
         os.replace(draft, args.out)
+
+    rows = measure(problems, args.budget, args.seconds, save)
     report(rows)
     return int(any("wrong" in row for row in rows))
 

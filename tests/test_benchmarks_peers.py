@@ -56,7 +56,7 @@ def test_every_adapter_says_how_it_is_called_and_installed():
     found = adapters.adapters()
     assert list(found)[:2] == ["rnnkern", "torch.nn"]
     assert {"onnxruntime", "torch.compile", "torch int8", "torch CUDA graph", "torch reset loop"} <= set(found)
-    assert {"haste_pytorch", "flashrnn", "torchrl", "rnnkern int8"} <= set(found)
+    assert {"haste_pytorch", "flashrnn", "torchrl", "rnnkern int8", "rnnkern CUDA graph"} <= set(found)
     for name, adapter in found.items():
         assert adapter.NAME == name and adapter.INSTALL and callable(adapter.load) and callable(adapter.build)
 
@@ -126,16 +126,17 @@ def test_libraries_for_a_gpu_by_their_own_fallback(name, monkeypatch):
     assert {("lstm", "inference"), ("lstm", "training"), ("gru", "training")} <= does(adapter)
 
 
-@pytest.mark.parametrize("name", ["torch CUDA graph", "flashrnn", "haste_pytorch"])
+@pytest.mark.parametrize("name", ["torch CUDA graph", "rnnkern CUDA graph", "flashrnn", "haste_pytorch"])
 def test_a_gpu_library_refuses_the_cpu(name):
     with pytest.raises(Unsupported, match=f"{name}: on CUDA alone"):
         adapters.adapters()[name].build(Data(TINY))
 
 
-def test_cuda_graphs():
+@pytest.mark.parametrize("name", ["torch CUDA graph", "rnnkern CUDA graph"])
+def test_cuda_graphs(name):
     if not torch.cuda.is_available():
         pytest.skip("needs CUDA")
-    assert does(peer("torch CUDA graph"), device="cuda") == EVERYTHING
+    assert does(peer(name), device="cuda") == EVERYTHING
 
 
 def test_a_final_state_may_be_missing_but_no_output():

@@ -1,5 +1,6 @@
 """The times of a GPU's strategies: the report says what lies in the file, and on a GPU they are taken."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -49,9 +50,21 @@ def test_committed_times_can_be_read():
             assert all(0 < time < 1e6 for pair in times.values() for time in pair)
 
 
+def test_an_ended_run_keeps_its_rows(monkeypatch):
+    monkeypatch.setattr(sweeps, "kernel_times", lambda sides: None)
+    problems = [dataclasses.replace(LAYER, device="cpu", steps=steps) for steps in range(1, 3 * sweeps.TOGETHER)]
+    saved = []
+    rows = sweeps.measure(problems, budget=1e-3, seconds=0, save=lambda rows: saved.append(len(rows)))
+    assert saved == [len(rows)] == [sweeps.TOGETHER * len({one["strategy"] for one in rows})]
+    assert all("refused" in one or one["samples"] for one in rows)
+    assert {one["strategy"] for one in rows if "samples" in one} == {"planned"}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_every_strategy_is_timed():
-    rows = {one["strategy"]: one for one in sweeps.measure([LAYER], budget=0.01)}
+    saved = []
+    rows = {one["strategy"]: one for one in sweeps.measure([LAYER], budget=0.01, save=saved.extend)}
+    assert saved == list(rows.values())
     assert "planned" in rows
     for one in rows.values():
         assert "refused" in one or one["samples"], one

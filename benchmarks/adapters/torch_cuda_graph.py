@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from suites import Data
 
@@ -22,21 +22,26 @@ def load() -> None:
 
 
 def build(data: Data) -> Callable[[int], object]:
+    return graphed(NAME, data.layer, data)
+
+
+def graphed(name: str, theirs: nn.Module, data: Data) -> Callable[[int], object]:
+    """The layer's calls as replays of a graph."""
     problem = data.problem
     reasons = {
         "on CUDA alone": torch.device(problem.device).type != "cuda",
         "no packed sequences": problem.packed,  # their batch sizes lie on the CPU
         "no reset mask": problem.reset > 0,
     }
-    refuse(NAME, reasons)
+    refuse(name, reasons)
     if problem.mode == "training":
         sample = torch.zeros_like(data.inputs[0], requires_grad=True)
-        own = copy.deepcopy(data.layer)  # it is changed in place, and the layer itself is another side
+        own = copy.deepcopy(theirs)  # it is changed in place, and the layer itself is another side
         return layer.training(torch.cuda.make_graphed_callables(own, (sample,)), data)
-    return replay(data)
+    return replay(theirs, data)
 
 
-def replay(data: Data) -> Callable[[int], list[Tensor]]:
+def replay(theirs: nn.Module, data: Data) -> Callable[[int], list[Tensor]]:
     inputs, x = data.inputs, data.inputs[0].clone()
     state = data.state if len(data.state) > 1 else (data.state or (None,))[0]
     stream = torch.cuda.Stream()
@@ -45,10 +50,10 @@ def replay(data: Data) -> Callable[[int], list[Tensor]]:
     with torch.inference_mode():
         with torch.cuda.stream(stream):
             for _ in range(3):  # what is allocated once is allocated before the capture
-                data.layer(x, state)
+                theirs(x, state)
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph):
-            results = layer.flat(*data.layer(x, state))
+            results = layer.flat(*theirs(x, state))
 
     def call(i: int) -> list[Tensor]:
         x.copy_(inputs[i % len(inputs)])

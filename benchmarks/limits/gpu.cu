@@ -1,8 +1,9 @@
 // What a GPU does at most, as JSON: microseconds of a launch, of a launch inside a graph, of one hop of a flag between
 // two blocks, of one step inside a block, of a barrier of the whole grid; GB/s of reading from the L2 cache and from
 // memory. Where it has clusters also microseconds of a cluster's barrier, of a load from another block's shared memory
-// that the next load waits for, and of one hop of 16 bytes into it, whose arrival a barrier counts. floors.py compiles
-// it with nvcc for the machine's GPU and runs it. Every figure is the best of some runs.
+// that the next load waits for, and of one hop of 16 bytes into it, whose arrival a barrier counts. Last, of a step in
+// which all blocks give each other what they made, in three ways (see `exchange`). floors.py compiles it with nvcc for
+// the machine's GPU and runs it. Every figure is the best of some runs.
 
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
@@ -170,6 +171,95 @@ __global__ void read_all(const float4* data, size_t count, int repeats, float* o
   if (total == 1.2345f) *out = total;  // never: the data is zero
 }
 
+// One step of a sweep over the whole grid, the exchange alone: each block makes its part of an operand of `quads` pieces
+// of 16 bytes, and reads all of it. By flags: a block stores its part, then releases a flag, for which the others wait;
+// the flags of all blocks lie side by side, or spread out, each in a line of its own. Polled: a piece that has not come has all bits set, and each thread reads until its own have come. First: each thread
+// polls the first piece of every block that it reads from, and then the others, which were stored together with it.
+//
+// Whoever reads operand p knows that all have read p - 2, whose memory this block then clears for operand p + 2; the
+// fence between that and operand p + 1 is passed while the others' parts come.
+enum class Way { flags, spread, polled, first };
+constexpr int kExchangeThreads = 256, kSlots = 4;
+
+__device__ uint4 load_relaxed(const uint4* from) {
+  uint4 quad;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(quad.x), "=r"(quad.y), "=r"(quad.z), "=r"(quad.w)
+               : "l"(from)
+               : "memory");
+  return quad;
+}
+
+__device__ void store_relaxed(uint4* to, uint4 quad) {
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(quad.x), "r"(quad.y), "r"(quad.z),
+               "r"(quad.w)
+               : "memory");
+}
+
+__device__ uint4 load_when_there(const uint4* from) {
+  for (;;) {
+    uint4 const quad = load_relaxed(from);
+    if (quad.x != ~0u && quad.y != ~0u && quad.z != ~0u && quad.w != ~0u) return quad;
+  }
+}
+
+template <Way way>
+__global__ void __launch_bounds__(kExchangeThreads) exchange(uint4* operand, int* flags, int quads, int steps, int* wrong) {
+  constexpr int kMost = 8;  // pieces that a thread reads
+  __shared__ uint4 copy[kMost * kExchangeThreads];
+  int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = kExchangeThreads / 32;
+  int const a_block = quads / gridDim.x, mine = blockIdx.x * a_block;
+  int const a_warp = quads / warps, first = warp * a_warp, blocks = a_warp / a_block;
+  constexpr bool by_flags = way == Way::flags || way == Way::spread;
+  constexpr int pitch = way == Way::spread ? 32 : 1;  // of the flags
+  int errors = 0;
+  for (int p = 0; p < steps; ++p) {
+    uint4* const now = operand + p % kSlots * quads;
+    if (warp == 0) {
+      for (int i = mine + lane; i < mine + a_block; i += 32)
+        store_relaxed(now + i, make_uint4(p, i, p + i, blockIdx.x));
+      __syncwarp();
+      if (by_flags) {
+        if (lane == 0) store_release(flags + pitch * blockIdx.x, p + 1);
+      } else {
+        uint4* const before = operand + (p + 2) % kSlots * quads;
+        for (int i = mine + lane; i < mine + a_block; i += 32) store_relaxed(before + i, make_uint4(~0u, ~0u, ~0u, ~0u));
+        __threadfence();
+      }
+    }
+    if (by_flags) {
+      for (int i = lane; i < blocks; i += 32) {
+        while (*const_cast<volatile int*>(flags + pitch * (first / a_block + i)) < p + 1) {
+        }
+      }
+      __syncwarp();
+    }
+    if (way == Way::first) {
+      for (int i = lane; i < blocks; i += 32) load_when_there(now + first + i * a_block);
+      __syncwarp();
+    }
+    uint4 quad[kMost];
+#pragma unroll
+    for (int k = 0; k < kMost; ++k)
+      if (lane + 32 * k < a_warp) quad[k] = load_relaxed(now + first + lane + 32 * k);
+#pragma unroll
+    for (int k = 0; k < kMost; ++k) {
+      int const i = first + lane + 32 * k;
+      if (lane + 32 * k >= a_warp) continue;
+      if (!by_flags && (quad[k].x == ~0u || quad[k].y == ~0u || quad[k].z == ~0u || quad[k].w == ~0u))
+        quad[k] = load_when_there(now + i);
+      copy[i] = quad[k];
+    }
+    __syncthreads();  // what a block multiplies
+    for (int i = threadIdx.x; i < quads; i += kExchangeThreads) {
+      uint4 const got = copy[i];
+      errors += got.x != p || got.y != i || got.z != p + i || got.w != i / a_block;
+    }
+    __syncthreads();  // what it makes of it
+  }
+  if (errors > 0) atomicAdd(wrong, errors);
+}
+
 int main() {
   cudaDeviceProp device;
   check(cudaGetDeviceProperties(&device, 0));
@@ -182,8 +272,8 @@ int main() {
   check(cudaMalloc(&data, large));
   check(cudaMemset(data, 0, large));
   check(cudaMalloc(&out, 4096));
-  check(cudaMalloc(&flags, 4096));
-  check(cudaMemset(flags, 0, 4096));
+  check(cudaMalloc(&flags, 1 << 15));
+  check(cudaMemset(flags, 0, 1 << 15));
   check(cudaDeviceSynchronize());
 
   const int launches = 1000, rounds = 1000, steps = 10000, repeats = 20;
@@ -220,6 +310,35 @@ int main() {
     printf("\"cluster_us\": %.4f, \"remote_load_us\": %.4f, \"remote_hop_us\": %.4f, ", barrier / steps, load / steps,
            hop / (2.0 * steps));
   }
+
+  // An LSTM's h in 16 bits: H 1024 on 128 blocks, H 512 on 32, of 16 rows, and of one (of which 8 columns go together).
+  printf("\"exchanges\": [");
+  for (int const quads : {2048, 128, 1024, 64}) {
+    const int team = quads == 2048 || quads == 128 ? 128 : 32, exchanged = 2000;
+    if (team > device.multiProcessorCount) continue;
+    uint4* const operand = reinterpret_cast<uint4*>(data);
+    int* const wrong = flags + 4096;
+    check(cudaMemset(wrong, 0, sizeof(int)));
+    void* arguments[] = {const_cast<uint4**>(&operand), &flags, const_cast<int*>(&quads), const_cast<int*>(&exchanged),
+                         const_cast<int**>(&wrong)};
+    auto const time = [&](auto* kernel) {
+      return best_us(stream, [&] {
+        check(cudaMemsetAsync(operand, 0xff, size_t(kSlots) * quads * sizeof(uint4), stream));
+        check(cudaMemsetAsync(flags, 0, 1 << 14, stream));
+        check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(team), dim3(kExchangeThreads),
+                                          arguments, 0, stream));
+      }) / exchanged;
+    };
+    const double by_flags = time(exchange<Way::flags>), spread = time(exchange<Way::spread>),
+                 polled = time(exchange<Way::polled>), by_first = time(exchange<Way::first>);
+    int errors = 0;
+    check(cudaMemcpy(&errors, wrong, sizeof errors, cudaMemcpyDeviceToHost));
+    printf("%s{\"blocks\": %d, \"bytes\": %d, \"flags_us\": %.4f, \"spread_us\": %.4f, \"polled_us\": %.4f, ",
+           quads == 2048 ? "" : ", ", team, 16 * quads, by_flags, spread, polled);
+    printf("\"first_us\": %.4f, \"errors\": %d}", by_first, errors);
+  }
+  printf("], ");
+  check(cudaMemset(data, 0, size_t(1) << 20));
 
   const int blocks = 4 * device.multiProcessorCount;
   auto read = [&](size_t bytes, int times) {

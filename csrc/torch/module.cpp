@@ -68,7 +68,7 @@ py::dict describe(const SweepPlan& plan, const Problem& problem) {
   out["threads"] = tiling.threads();
   out["units"] = tiling.units;
   out["tiles"] = tiling.tiles;
-  out["tile_rows"] = stationary::kTileRows;
+  out["tile_rows"] = tiling.tile_rows;
   out["shared_bytes"] = tiling.shared_bytes();
   return out;
 }

@@ -83,7 +83,9 @@ inline void check_layout(const Problem& p, Sweep sweep, const Choice& choice, co
                          const std::string& where) {
   const Tiling& t = choice.tiling;
   int64_t const size = p.hidden_size / p.heads, gates = p.gates();
-  int64_t const tile_rows = 8, warp_rows = sweep == Sweep::forward ? 32 : 16;
+  int64_t const tile_rows = t.tile_rows, warp_rows = sweep == Sweep::forward ? 32 : 16;
+  expect(tile_rows >= 1 && tile_rows <= 8 && (tile_rows == 8 || (t.tiles == 1 && t.exchange != Exchange::grid)),
+         "rows of a tile", where);
   expect(t.sweep == sweep && t.element_bytes == int(size_of(p.dtype)), "another sweep's layout", where);
   expect(t.row_gates == (sweep == Sweep::forward ? gates : 1) && t.depth_gates == (sweep == Sweep::forward ? 1 : gates),
          "gates", where);

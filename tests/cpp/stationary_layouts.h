@@ -29,14 +29,20 @@ inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange excha
   t.exchange = exchange, t.sweep = sweep, t.element_bytes = static_cast<int>(size_of(p.dtype));
   t.row_gates = sweep == Sweep::forward ? static_cast<int>(p.gates()) : 1;
   t.depth_gates = sweep == Sweep::forward ? 1 : static_cast<int>(p.gates());
+  auto const add = [&](int64_t teams, int64_t tiles, int rows) {
+    t.teams = static_cast<int>(teams), t.tiles = static_cast<int>(tiles), t.tile_rows = rows;
+    bool const resident = exchange != Exchange::grid || p.heads * t.blocks() <= kMultiprocessors;
+    if (resident && t.shared_bytes() <= kSharedBytes) found.push_back(t);
+  };
   auto const try_batch = [&] {
+    for (int rows : {1, 3, 4}) {
+      if (rows < p.batch && exchange != Exchange::grid) add(ceil_div(p.batch, rows), 1, rows);
+    }
     int64_t const all = ceil_div(p.batch, stationary::kTileRows);
     for (int64_t teams = 1; teams <= all; ++teams) {
       int64_t const tiles = ceil_div(all, teams);
       if ((teams - 1) * tiles >= all || (exchange != Exchange::grid && tiles > 1)) continue;
-      t.teams = static_cast<int>(teams), t.tiles = static_cast<int>(tiles);
-      bool const resident = exchange != Exchange::grid || p.heads * t.blocks() <= kMultiprocessors;
-      if (resident && t.shared_bytes() <= kSharedBytes) found.push_back(t);
+      add(teams, tiles, stationary::kTileRows);
     }
   };
   auto const try_depth = [&](int64_t team, int64_t units) {
@@ -64,11 +70,13 @@ inline std::vector<Tiling> layouts(const Problem& p, Sweep sweep, Exchange excha
 struct Occurrences {
   int several_blocks = 0, several_teams = 0, several_tiles = 0, several_splits = 0;
   bool shared_memory_could = false;  // hold weights, in some layout
-  int weights_in_shared_memory = 0, idle_blocks = 0, idle_warps = 0, planned = 0, single_group_launches = 0;
+  int few_rows = 0, weights_in_shared_memory = 0, idle_blocks = 0, idle_warps = 0, planned = 0,
+      single_group_launches = 0;
 
   void count(const Tiling& t, int64_t size) {
     several_blocks += t.team > 1, several_teams += t.teams > 1, several_tiles += t.tiles > 1;
     several_splits += t.depth_splits > 1;
+    few_rows += t.tile_rows < stationary::kTileRows;
     weights_in_shared_memory += t.shared_slabs() > 0;
     idle_warps += (t.row_groups - 1) * stationary::rows_per_group(t.sweep) >= t.rows();
     idle_blocks += int64_t{t.team - 1} * t.units >= size;

@@ -59,6 +59,11 @@ void check_choices() {
   }
   Problem const once = layer(lstm, 512, 32, bf16, 1);
   expect(plan_sweep(once, Sweep::forward, kH100).stepwise(), "weights are packed for one step", "one step");
+  for (int64_t batch : {16, 64}) {  // blocks that would be idle take some of the rows
+    Tiling const t = plan_sweep(layer(lstm, 64, batch, bf16), Sweep::forward, kH100).stationary.tiling;
+    expect(t.tile_rows < 8 && t.teams > batch / 8 && t.teams <= kH100.multiprocessors, "tiles of 8 rows",
+           "small layer");
+  }
   Problem const exact = layer(lstm, 256, 16, fp32);
   expect(plan_sweep(exact, Sweep::forward, kH100, "stationary").stationary.exact, "no 3xTF32", "fast tensor cores");
   expect(plan_sweep(exact, Sweep::forward, kRtx4090, "stationary").stationary.math == Math::fma, "no plain float",

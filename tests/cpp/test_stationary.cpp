@@ -107,15 +107,17 @@ class Runner {
     if (all.empty()) return;
     choice.fits = true;
     choice.math = arithmetic.math, choice.exact = arithmetic.exact;
-    // Few layouts have several tiles or teams, or weights in shared memory: what has not been seen yet comes first, and
+    // Few layouts have several tiles or teams, tiles of few rows, or weights in shared memory: what has not been seen
+    // yet comes first, and
     // half of the other draws are among those few.
     std::vector<Tiling> rare, unseen;
     for (const Tiling& t : all) {
-      bool const tiles = t.tiles > 1, teams = t.teams > 1, shared = t.shared_slabs() > 0;
+      bool const tiles = t.tiles > 1, teams = t.teams > 1, shared = t.shared_slabs() > 0,
+                 few = t.tile_rows < stationary::kTileRows;
       seen.shared_memory_could |= shared;
       if (tiles || shared) rare.push_back(t);
       bool const fresh = (tiles && seen.several_tiles == 0) || (teams && seen.several_teams == 0) ||
-                         (shared && seen.weights_in_shared_memory == 0);
+                         (few && seen.few_rows == 0) || (shared && seen.weights_in_shared_memory == 0);
       if (fresh) unseen.push_back(t);
     }
     bool const from_rare = !rare.empty() && random.one_in(2);
@@ -160,12 +162,13 @@ void check_occurrences(const Occurrences (&seen)[kWays][2]) {
       const Occurrences& o = seen[way][sweep];
       std::string const where = std::string(kWayNames[way]) + (sweep == 0 ? " forward" : " backward");
       std::printf(
-          "%s: several blocks %d, teams %d, tiles %d, splits %d, weights in shared memory %d, "
+          "%s: several blocks %d, teams %d, tiles %d, splits %d, few rows %d, weights in shared memory %d, "
           "idle blocks %d, idle warps %d, planned %d, groups one by one %d\n",
-          where.c_str(), o.several_blocks, o.several_teams, o.several_tiles, o.several_splits,
+          where.c_str(), o.several_blocks, o.several_teams, o.several_tiles, o.several_splits, o.few_rows,
           o.weights_in_shared_memory, o.idle_blocks, o.idle_warps, o.planned, o.single_group_launches);
       expect(o.several_teams > 0, where + " had no layout with several teams");
       expect(o.several_splits > 0, where + " had no layout that splits the depth");
+      expect(grid || o.few_rows > 0, where + " had no layout with tiles of few rows");
       expect(o.weights_in_shared_memory > 0 || !o.shared_memory_could,
              where + " had no layout with weights in shared memory");
       expect(o.planned > 0, where + " had no layout that the plan chose");

@@ -7,14 +7,15 @@
 
 namespace rnnkern {
 
-// Cycles of a stationary step of one block and one tile of 8 batch rows: what is there in any case, the way of the
+// Cycles of a stationary step of one block and one tile of batch rows: what is there in any case, the way of the
 // operand from block to block included, and what is added for each of something. Fitted to the sweeps' times on an H200
-// (benchmarks/sweeps.py, 307 layouts): the root mean square of the relative deviation is 9 % for a block, 6 % for a
+// (benchmarks/sweeps.py, 307 layouts): the root mean square of the relative deviation is 6 % for a block, 6 % for a
 // cluster and 7 % for the grid.
 struct StepCosts {
   double forward, backward;
   double lstm;         // for its longer cell
-  double warp;         // for each warp of a block
+  double warp;         // for each warp of a block that has units
+  double idle_warp;    // ... and for each other
   double round;        // each thread's further units of the tile
   double split;        // each further share of the depth, whose sums are added up
   double mma_half;     // each slab and tile of 16 weight rows, of the warps of one scheduler: 16-bit
@@ -42,9 +43,9 @@ struct Costs {
 
   // Steps of the stationary kernels. Where TF32 and float32 products are concerned the fit said 190, 171 and 170
   // (cluster) with a branch in front of each product, which is gone since: assumed are 60, 90 and 60.
-  StepCosts block = {843, 932, 269, 97, 1311, 69, 5, 5, 68, 20, 0, 0, 208, 0, 0, 0};
-  StepCosts cluster = {2447, 2681, 137, 48, 672, 0, 11, 23, 20, 60, 60, 90, 98, 22, 0, 0};
-  StepCosts grid = {3732, 4066, 44, 0, 941, 148, 17, 8, 69, 60, 60, 90, 98, 0, 263, 192};
+  StepCosts block = {1037, 1184, 273, 58, 7, 921, 104, 29, 23, 81, 66, 62, 0, 118, 0, 0, 0};
+  StepCosts cluster = {2447, 2681, 137, 48, 48, 672, 0, 11, 23, 20, 60, 60, 90, 98, 22, 0, 0};
+  StepCosts grid = {3732, 4066, 44, 0, 0, 941, 148, 17, 8, 69, 60, 60, 90, 98, 0, 263, 192};
 
   double schedule = 2500;  // cycles, assumed: what a first version, which looked everything up, took longer than plain
 

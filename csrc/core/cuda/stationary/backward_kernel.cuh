@@ -265,7 +265,7 @@ class BackwardSweep {
 
   const Args& a_;
   const Sizes& s_;
-  Field<Args> field_;
+  Field<Args, exchange> field_;
   Engine<Sweep::backward, math, exchange> engine_;
 };
 

@@ -20,17 +20,20 @@ struct Item {
 
 // Which elements a block owns, where they lie, and which of them live. Nothing here is kept in a register from step to
 // step that can be read from the arguments again.
-template <class Args>
+template <class Args, Exchange exchange>
 class Field {
+  // Of the grid every tile has kTileRows: its kernels have no register left for more than that.
+  RNNKERN_DEVICE static int team_rows(const Args& args) {
+    return args.tiling.tiles * (exchange == Exchange::grid ? kTileRows : args.tiling.tile_rows);
+  }
+
  public:
   RNNKERN_DEVICE Field(const Args& args, const Place& place)
-      : a_(args), group_(device::uniform(place.recurrence / args.heads)),
-        first_row_(place.team * args.tiling.tiles * kTileRows),
+      : a_(args), group_(device::uniform(place.recurrence / args.heads)), first_row_(place.team * team_rows(args)),
         first_unit_(device::uniform(place.recurrence % args.heads) * args.sizes.head_size +
                     place.rank * args.sizes.units),
         units_(min(args.sizes.units, args.sizes.head_size - place.rank * args.sizes.units)),
-        all_rows_(
-            device::uniform(static_cast<int>(min<int64_t>(args.tiling.tiles * kTileRows, a_.batch - first_row_)))),
+        all_rows_(device::uniform(static_cast<int>(min<int64_t>(team_rows(args), a_.batch - first_row_)))),
         tiles_(static_cast<int>((static_cast<unsigned>(all_rows_) + kTileRows - 1) / kTileRows)),
         first_item_(device::thread_index() / args.sizes.units << 16 | device::thread_index() % args.sizes.units) {}
 

@@ -277,7 +277,7 @@ class ForwardSweep {
 
   const Args& a_;
   const Sizes& s_;
-  Field<Args> field_;
+  Field<Args, exchange> field_;
   Engine<Sweep::forward, math, exchange> engine_;
   T *gates_ = nullptr, *y_ = nullptr, *cells_ = nullptr;
   int row_step_ = 0;  // rows from a step to the next

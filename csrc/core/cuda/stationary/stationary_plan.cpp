@@ -104,9 +104,19 @@ class Search {
   void try_batch(Tiling tiling, const Arithmetic& arithmetic) {
     int64_t const tiles = ceil_div(p_.batch, kTileRows);
     if (exchange_ != Exchange::grid) {
+      int64_t const groups = std::min<int64_t>(p_.groups, kMaxGroups), recurrences = groups * p_.heads;
       if (tiles * tiling.team * p_.heads * kMaxGroups > std::numeric_limits<int>::max()) return lacks("blocks");
       tiling.teams = static_cast<int>(tiles);
-      return consider(tiling, std::min<int64_t>(p_.groups, kMaxGroups), arithmetic);
+      consider(tiling, groups, arithmetic);
+      // Blocks that would have nothing to do take some of the rows.
+      for (int rows = kTileRows / 2; rows > 0; rows /= 2) {
+        int64_t const teams = ceil_div(p_.batch, rows);
+        if (teams * tiling.team * recurrences > device_.multiprocessors) return;
+        if (teams == 1) continue;
+        tiling.tile_rows = rows, tiling.teams = static_cast<int>(teams);
+        consider(tiling, groups, arithmetic);
+      }
+      return;
     }
     int64_t const room = device_.multiprocessors / (p_.heads * tiling.team);  // teams of a head
     if (room == 0) {

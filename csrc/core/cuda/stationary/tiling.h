@@ -11,11 +11,13 @@
 
 namespace rnnkern::stationary {
 
-enum class Exchange { block, cluster, grid };
-enum class Sweep { forward, backward };
+// 16 bits each: the sizes that follow in a kernel's arguments then lie so that two are one load, which spares
+// registers.
+enum class Exchange : int16_t { block, cluster, grid };
+enum class Sweep : int16_t { forward, backward };
 enum class Math { bfloat16, float16, tf32, fma };  // tf32 also serves 3xTF32
 
-inline constexpr int kTileRows = 8;                 // batch rows that are multiplied together
+inline constexpr int kTileRows = 8;                 // batch rows that are multiplied together, at most
 inline constexpr int kSlabBytes = 64, kChunks = 4;  // a slab's depth, in bytes and in pieces of 16 bytes
 inline constexpr int kRowPadding = 4;               // of the partial sums: neighbouring batch rows in other banks
 inline constexpr int kMaxTeam = 160;                // blocks
@@ -38,13 +40,14 @@ RNNKERN_HD constexpr int max_threads(Exchange exchange) { return exchange == Exc
 struct Tiling {
   Exchange exchange = Exchange::block;
   Sweep sweep = Sweep::forward;
-  int element_bytes = 2;  // of the operand: 2 or 4
-  int row_gates = 4;      // gates whose rows a block holds: G forward, 1 backward
-  int depth_gates = 1;    // values that a unit contributes to the depth: 1 forward, G backward
-  int team = 1;           // blocks that hold the weights once
-  int teams = 1;          // of each recurrence, each with its own part of the batch
-  int tiles = 1;          // of 8 batch rows, of a team
-  int units = 8;          // of a block, a multiple of 8; team * units >= H
+  int element_bytes = 2;      // of the operand: 2 or 4
+  int row_gates = 4;          // gates whose rows a block holds: G forward, 1 backward
+  int depth_gates = 1;        // values that a unit contributes to the depth: 1 forward, G backward
+  int team = 1;               // blocks that hold the weights once
+  int teams = 1;              // of each recurrence, each with its own part of the batch
+  int tiles = 1;              // of a team
+  int tile_rows = kTileRows;  // batch rows of a tile; fewer only in teams of one tile, and not in a grid
+  int units = 8;              // of a block, a multiple of 8; team * units >= H
   int row_groups = 1, depth_splits = 1;
 
   RNNKERN_HD constexpr int threads() const { return 32 * row_groups * depth_splits; }

@@ -16,8 +16,11 @@ double Timing::tile(const Choice& choice) const {
                                                             : c_.grid;
   bool const forward = t.sweep == Sweep::forward, lstm = p_.cell == CellKind::lstm;
   int const warps = t.row_groups * t.depth_splits;
-  double const rounds = ceil_div(static_cast<int64_t>(live_rows()) * t.units, t.threads());
-  double cycles = (forward ? cost.forward : cost.backward) + (lstm ? cost.lstm : 0) + warps * cost.warp;
+  int64_t const rows = live_rows(t);
+  double const rounds = ceil_div(rows * t.units, t.threads());
+  double const working = std::min<double>(warps, ceil_div(rows * t.units, 32));
+  double cycles = (forward ? cost.forward : cost.backward) + (lstm ? cost.lstm : 0);
+  cycles += working * cost.warp + (warps - working) * cost.idle_warp;
   cycles += (rounds - 1) * cost.round + rounds * (t.depth_splits - 1) * cost.split;
   if (!is_plain(p_)) cycles += rounds * c_.schedule;
 
@@ -28,7 +31,7 @@ double Timing::tile(const Choice& choice) const {
   double const chains = (t.exchange == Exchange::block ? 2 : 4) / tiles;
   double const chain = 2 * t.split_slabs() / chains;
   if (choice.math == Math::fma) {
-    cycles += slabs * live_rows() * cost.fma * Costs().fma_lanes / c_.fma_lanes;
+    cycles += slabs * static_cast<double>(rows) * cost.fma * Costs().fma_lanes / c_.fma_lanes;
   } else if (choice.math != Math::tf32) {
     cycles += slabs * cost.mma_half * slower;
   } else if (choice.exact) {

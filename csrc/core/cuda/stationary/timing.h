@@ -21,7 +21,7 @@ class Timing {
   void predict(Choice& choice) const;
 
  private:
-  double live_rows() const { return static_cast<double>(std::min<int64_t>(p_.batch, kTileRows)); }  // of a tile
+  int64_t live_rows(const Tiling& t) const { return std::min<int64_t>(p_.batch, t.tile_rows); }  // of a tile
   double tile(const Choice& choice) const;       // cycles of one block, a step of one tile
   double memory_us(const Tiling& tiling) const;  // gates and outputs of a step, all groups
 
