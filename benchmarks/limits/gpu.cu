@@ -171,10 +171,11 @@ __global__ void read_all(const float4* data, size_t count, int repeats, float* o
   if (total == 1.2345f) *out = total;  // never: the data is zero
 }
 
-// One step of a sweep over the whole grid, the exchange alone: each block makes its part of an operand of `quads` pieces
-// of 16 bytes, and reads all of it. By flags: a block stores its part, then releases a flag, for which the others wait;
-// the flags of all blocks lie side by side, or spread out, each in a line of its own. Polled: a piece that has not come has all bits set, and each thread reads until its own have come. First: each thread
-// polls the first piece of every block that it reads from, and then the others, which were stored together with it.
+// One step of a sweep over the whole grid, the exchange alone: each block makes its part of an operand of `quads`
+// pieces of 16 bytes, and reads all of it. By flags: a block stores its part, then releases a flag, for which the
+// others wait; the flags of all blocks lie side by side, or spread out, each in a line of its own. Polled: a piece that
+// has not come has all bits set, and each thread reads until its own have come. First: each thread polls the first
+// piece of every block that it reads from, and then the others, which were stored together with it.
 //
 // Whoever reads operand p knows that all have read p - 2, whose memory this block then clears for operand p + 2; the
 // fence between that and operand p + 1 is passed while the others' parts come.
@@ -204,7 +205,8 @@ __device__ uint4 load_when_there(const uint4* from) {
 }
 
 template <Way way>
-__global__ void __launch_bounds__(kExchangeThreads) exchange(uint4* operand, int* flags, int quads, int steps, int* wrong) {
+__global__ void __launch_bounds__(kExchangeThreads)
+    exchange(uint4* operand, int* flags, int quads, int steps, int* wrong) {
   constexpr int kMost = 8;  // pieces that a thread reads
   __shared__ uint4 copy[kMost * kExchangeThreads];
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = kExchangeThreads / 32;
@@ -223,7 +225,8 @@ __global__ void __launch_bounds__(kExchangeThreads) exchange(uint4* operand, int
         if (lane == 0) store_release(flags + pitch * blockIdx.x, p + 1);
       } else {
         uint4* const before = operand + (p + 2) % kSlots * quads;
-        for (int i = mine + lane; i < mine + a_block; i += 32) store_relaxed(before + i, make_uint4(~0u, ~0u, ~0u, ~0u));
+        for (int i = mine + lane; i < mine + a_block; i += 32)
+          store_relaxed(before + i, make_uint4(~0u, ~0u, ~0u, ~0u));
         __threadfence();
       }
     }
@@ -322,12 +325,14 @@ int main() {
     void* arguments[] = {const_cast<uint4**>(&operand), &flags, const_cast<int*>(&quads), const_cast<int*>(&exchanged),
                          const_cast<int**>(&wrong)};
     auto const time = [&](auto* kernel) {
-      return best_us(stream, [&] {
-        check(cudaMemsetAsync(operand, 0xff, size_t(kSlots) * quads * sizeof(uint4), stream));
-        check(cudaMemsetAsync(flags, 0, 1 << 14, stream));
-        check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(team), dim3(kExchangeThreads),
-                                          arguments, 0, stream));
-      }) / exchanged;
+      return best_us(stream,
+                     [&] {
+                       check(cudaMemsetAsync(operand, 0xff, size_t(kSlots) * quads * sizeof(uint4), stream));
+                       check(cudaMemsetAsync(flags, 0, 1 << 14, stream));
+                       check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(team),
+                                                         dim3(kExchangeThreads), arguments, 0, stream));
+                     }) /
+             exchanged;
     };
     const double by_flags = time(exchange<Way::flags>), spread = time(exchange<Way::spread>),
                  polled = time(exchange<Way::polled>), by_first = time(exchange<Way::first>);
