@@ -61,11 +61,11 @@ class Side:
         with forced(self.strategy):
             return self.call(i)
 
-    def check(self, plan: Callable[[], dict[str, Any]], want: list[torch.Tensor]) -> bool:
+    def check(self, data: Data, ours: torch.nn.Module, want: list[torch.Tensor]) -> bool:
         """Whether the strategy does the problem, rightly; the row says why not."""
         try:
             with forced(self.strategy):
-                self.row["plan"] = plan()
+                self.row["plan"] = rnnkern_layer.plan(data, ours)
                 error, complaint = compare(self.problem, self.call(0), want, is_peer=False)
         except ValueError as refusal:
             self.row["refused"] = str(refusal)
@@ -82,7 +82,7 @@ def timed_sides(problem: Problem, strategies: list[str], budget: float) -> tuple
     call = getattr(layer, problem.mode)(ours, data)
     sides = [Side(problem, strategy, call) for strategy in strategies]
     with problem.mode_of_torch():
-        running = [side for side in sides if side.check(lambda: rnnkern.plan(ours, data.leaves()[0][1]), want)]
+        running = [side for side in sides if side.check(data, ours, want)]
         if running:
             timed = interleave({side.strategy: side for side in running}, device=problem.device, budget=budget)
     for side in running:

@@ -42,9 +42,9 @@ def build(data: Data) -> Callable[[int], object]:
     return getattr(layer, data.problem.mode)(ours, data, **options)
 
 
-def plan(data: Data) -> dict[str, Any]:
-    """What the library chose for this problem."""
+def plan(data: Data, ours: torch.nn.Module | None = None) -> dict[str, Any]:
+    """What the library chose for this problem; `ours`: its layer, where there is one already."""
     import rnnkern
 
     with torch.set_grad_enabled(data.problem.differentiates):
-        return rnnkern.plan(make_layer(data), data.leaves()[0][1])
+        return rnnkern.plan(ours or make_layer(data), data.leaves()[0][1])
