@@ -42,9 +42,9 @@ def find_tool(name):
 
 
 def check_compiler():
-    names = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++", "clang++"]
+    names = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++"]
     if not any(map(shutil.which, names)):
-        fail(f"no C++ compiler was found (looked for {', '.join(names)}); install g++ or clang++, or set CXX")
+        fail(f"no C++ compiler was found (looked for {', '.join(names)}); install g++ 12 or later, or set CXX")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         fail(f"Python.h of {sys.executable} was not found; install Python's development files (python3-dev)")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -20,6 +22,8 @@ def source_version() -> tuple[str | None, bool]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != Path(__file__).resolve().parents[1]:
+            return None, False  # unpacked inside of another project's checkout
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return None, False
@@ -44,6 +48,7 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "precision": precision_flags(),
+        "peers": peer_versions(),
     }
     try:
         import rnnkern
@@ -59,6 +64,15 @@ def environment(device: str) -> dict[str, Any]:
         facts["cudnn"] = torch.backends.cudnn.version()
         facts["driver"] = gpu_driver()
     return facts
+
+
+def peer_versions() -> dict[str, str]:
+    """Of the peers that are not torch's own, those that are installed."""
+    versions = {}
+    for name in ("onnxruntime", "torchrl", "haste_pytorch", "flashrnn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def cpu_model() -> str:

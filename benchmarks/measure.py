@@ -16,6 +16,7 @@ from timing import LEAST_ROUNDS, PATIENCE, ROUNDS, interleave
 
 POOL = {"cpu": 64e6, "cuda": 256e6}  # bytes of inputs to rotate through: more than a cache holds
 MOST_INPUTS = 1024
+PADDED = " padded"  # of a side's name: the same layer on a batch that is padded instead of packed
 
 
 @dataclass
@@ -125,7 +126,7 @@ def measure(problem: Problem, sides: dict, limits: Limits, watch: Watch | None =
     if "rnnkern" in calls and hasattr(sides["rnnkern"], "plan") and not problem.by_transforms:
         attempt("rnnkern", lambda: setattr(rows["rnnkern"], "plan", sides["rnnkern"].plan(data)))
     if "rnnkern" in calls and problem.packed:  # what the same layer takes when nothing is packed
-        name = "rnnkern padded"
+        name = "rnnkern" + PADDED
         rows[name] = Row(problem.as_dict(), name, "ok", useful=problem.useful)
         padded = Data(replace(problem, packed=False), len(data.inputs))
         attempt(name, lambda: calls.update({name: sides["rnnkern"].build(padded)}))

@@ -30,7 +30,7 @@ from stats import Ratio, ratio
 SCHEMA = 2
 READABLE = (1, 2)  # 1 had neither limits nor sittings
 # What two sittings of one run must have in common; the commit may move on as long as the code is the same.
-SAME = ("cpu", "gpu", "cores", "threads", "torch", "precision", "code")
+SAME = ("cpu", "gpu", "cores", "threads", "torch", "peers", "precision", "code")
 
 
 @dataclass

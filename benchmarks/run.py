@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import floors
 from adapters import adapters
-from measure import Broken, Limits, Watch, measure_or_report
+from measure import PADDED, Broken, Limits, Watch, measure_or_report
 from report import print_report
 from results import Results, Row
 from suites import DTYPES, SUITES, Problem, select
@@ -46,7 +46,8 @@ def missing(problem: Problem, sides: dict, rows: list[Row], process: int) -> dic
     there = [row for row in rows if row.key == key and row.repeat == process]
     if any(row.samples for row in there):
         return {}
-    return {name: side for name, side in sides.items() if name not in {row.side for row in there}}
+    failed = {row.side.removesuffix(PADDED) for row in there}
+    return {name: side for name, side in sides.items() if name not in failed}
 
 
 def run_suite(
@@ -193,7 +194,9 @@ def work(args: argparse.Namespace, console: Console) -> int:
     limits = Limits(args.seconds, args.budget, rounds, least, patience, shrink=not args.resumable)
     results.complete = False
     code = run_suite(problems, sides, results, limits, args.process, args.out, console, Watch(args.watch))
-    results.complete = results.complete and args.process == args.repeats - 1
+    there = {(row.key, row.repeat) for row in results.rows}
+    wanted = {(Row(problem.as_dict(), "", "").key, repeat) for problem in problems for repeat in range(args.repeats)}
+    results.complete = results.complete and wanted <= there
     results.save(args.out)
     return code
 

@@ -18,6 +18,7 @@ ROUNDS = 30  # the most samples a side
 LEAST_ROUNDS = 5  # taken even when they outlast the budget, unless they would take PATIENCE times as long
 PATIENCE = 5
 LONG_CALL = 0.05  # seconds; longer calls need no untimed call before each sample
+QUIET, MOST_WAIT = 0.002, 0.2  # seconds: no thread may run for so long before a sample; the longest wait for that
 
 
 @dataclass
@@ -44,6 +45,20 @@ def cuda_seconds(function: Callable[[], None]) -> float:
     return start.elapsed_time(stop) / 1e3
 
 
+def wait_for_idle_threads() -> float:
+    """Until no thread of this process runs any more; the seconds it took.
+
+    Threads that wait for their next call spin, OpenMP's for 10 ms: on a core that the next side needs.
+    """
+    start = time.perf_counter()
+    while time.perf_counter() - start < MOST_WAIT:
+        used = time.process_time()
+        time.sleep(QUIET)
+        if time.process_time() - used < QUIET / 10:
+            break
+    return time.perf_counter() - start
+
+
 def nothing(side: str) -> None:
     """What ``interleave`` tells of the side that it turns to, by default to nobody."""
 
@@ -62,10 +77,12 @@ def interleave(
 
     A side is a function of a running number, by which it rotates its inputs. A sample takes as many calls as fit the
     budget; it follows a call that is not timed, which wakes the side's threads and brings its weights into the cache.
+    On the CPU no thread of the side before runs any more then; waiting for that is no part of the budget.
     ``turn_to`` hears the name of each side before it runs.
     """
     clock = cuda_seconds if torch.device(device).type == "cuda" else wall_seconds
-    counter = 0
+    on_cpu = torch.device(device).type == "cpu"
+    counter, waited = 0, 0.0
 
     def run(side: Callable[[int], object], calls: int) -> None:
         nonlocal counter
@@ -73,8 +90,14 @@ def interleave(
             side(counter)
             counter += 1
 
-    def once(name: str) -> float:
+    def turn(name: str) -> None:
+        nonlocal waited
+        if on_cpu:
+            waited += wait_for_idle_threads()
         turn_to(name)
+
+    def once(name: str) -> float:
+        turn(name)
         run(sides[name], 1)
         seconds = clock(lambda: run(sides[name], 1))
         if seconds < LONG_CALL:  # the least of some: one that was disturbed would make the samples small
@@ -82,7 +105,7 @@ def interleave(
         return seconds
 
     def sample(name: str) -> float:
-        turn_to(name)
+        turn(name)
         if not is_long[name]:
             run(sides[name], 1)
         calls = timed[name].calls
@@ -94,9 +117,9 @@ def interleave(
     is_long = {name: s >= LONG_CALL for name, s in seconds.items()}
     names = list(sides)
     with no_garbage_collection():
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), 0.0
         for done in range(rounds):
-            over = (time.perf_counter() - start) / (budget * len(names))
+            over = (time.perf_counter() - start - waited) / (budget * len(names))
             if (done >= least and over > 1) or (done >= 2 and over > patience):
                 break
             first = done % len(names)  # nobody is always the one that comes after the slowest

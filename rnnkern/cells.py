@@ -112,10 +112,11 @@ class LSTMCell(RecurrentCell):
         self._check_input(input)
         if hx is None:
             return self._step(input)  # type: ignore[return-value]
-        for index, state in enumerate(hx):
+        h, c = checks.lstm_states(hx, "lstm_cell")
+        for index, state in enumerate((h, c)):
             if state.dim() not in (1, 2):
                 raise ValueError(f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead")
-        return self._step(input, hx[0], hx[1])  # type: ignore[return-value]
+        return self._step(input, h, c)  # type: ignore[return-value]
 
 
 class GRUCell(RecurrentCell):

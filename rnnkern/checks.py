@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -122,6 +122,15 @@ def _refuse_weights(x: Tensor, weights: Sequence[Tensor]) -> NoReturn:
                 f"found input tensor at {x.device} and parameter tensor at {weight.device}"
             )
     raise AssertionError("called without a mismatch")
+
+
+def lstm_states(hx: Any, name: str) -> tuple[Tensor, Tensor]:
+    """The two states that an LSTM was given."""
+    if isinstance(hx, Tensor):
+        raise TypeError(f"{name}: hx must be the pair (h_0, c_0), got one tensor of size {list(hx.shape)}")
+    if len(hx) != 2:
+        raise RuntimeError(f"{name} expects two hidden states, got {len(hx)}")
+    return hx[0], hx[1]
 
 
 def check_state_like(x: Tensor, state: Tensor) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from rnnkern import cells, modules
+from rnnkern.modules import overrides_forward
+from rnnkern.torch_private import COMPILED
 
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: modules.LSTM,
@@ -72,7 +74,10 @@ def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
         return f"a subclass with {own}"
     if "forward" in vars(module):
         return "its forward is replaced on the instance"
+    if COMPILED in vars(module):
+        return "it is compiled; compile it after the conversion"
     swapped[module] = _recast(module, _SWAPPED[cls])
+    _rebind_hooks(swapped[module])
     return None
 
 
@@ -83,8 +88,10 @@ def as_ours(module: nn.Module) -> Any:
 
 
 def as_torch(module: nn.Module) -> Any:
-    """The torch.nn module of the same function, with hooks of its own from now on."""
+    """The torch.nn module of the same function, with hooks of its own from now on; ValueError where there is none."""
     ours = next(cls for cls in type(module).__mro__ if cls in _TORCH)
+    if overrides_forward(module, ours):
+        raise ValueError(f"torch.nn has no equal of {type(module).__name__}, which has a forward of its own")
     result = _recast(module, _TORCH[ours])
     for name, value in list(vars(result).items()):
         if name in modules.KEYWORDS:
@@ -93,6 +100,7 @@ def as_torch(module: nn.Module) -> Any:
             vars(result)[name] = copy.copy(value)
     if isinstance(result, nn.RNNBase):
         result._init_flat_weights()
+    _rebind_hooks(result)
     return result
 
 
@@ -108,10 +116,18 @@ def _recast(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
         own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
         cls = type(f"Parametrized{cls.__name__}", (cls,), own)
     result = cls.__new__(cls)
-    state = dict(vars(module))
+    state = {name: value for name, value in vars(module).items() if name != COMPILED}
     # Handles of hooks refer to the very dictionaries of hooks, so those are shared; the others are the module's own.
     for name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
         if name in state:
             state[name] = copy.copy(state[name])
     vars(result).update(state)
     return result
+
+
+def _rebind_hooks(module: nn.Module) -> None:
+    """Gives `module` to those hooks that torch wraps together with the module that they were registered on."""
+    hooks: dict[int, Any] = module._load_state_dict_pre_hooks
+    for key, wrapped in hooks.items():
+        if wrapped.with_module:
+            hooks[key] = type(wrapped)(wrapped.hook, module)

@@ -161,7 +161,7 @@ def run(
     h_0 = c_0 = None
     if cell == "lstm":
         if hx is not None:
-            h_0, c_0 = hx[0], hx[1]
+            h_0, c_0 = checks.lstm_states(hx, "lstm")
             if h_0.dim() != dim or c_0.dim() != dim:
                 raise RuntimeError(
                     f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {dim}-D "
@@ -222,7 +222,7 @@ def _run_packed(
     data, batch_sizes, sorted_indices, unsorted_indices = input
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    h_0, c_0 = (None, None) if hx is None else (hx[0], hx[1]) if cell == "lstm" else (hx, None)
+    h_0, c_0 = (None, None) if hx is None else checks.lstm_states(hx, "lstm") if cell == "lstm" else (hx, None)
     for state in (h_0, c_0):
         if state is not None and state.dim() != 3:
             raise RuntimeError(f"For a PackedSequence, hx should be 3-D but got {state.dim()}-D tensor")

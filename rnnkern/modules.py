@@ -144,9 +144,10 @@ class Recurrent(torch.nn.RNNBase):
         return step_by_forward(self, input_t, hx)
 
     def _steps_directly(self) -> bool:
-        """Whether nothing stands between a step and the kernel: no hook, no random mask."""
+        """Whether nothing stands between a step and the kernel: no other forward, no hook, no random mask."""
         return not (
-            self._forward_hooks
+            overrides_forward(self, Recurrent)
+            or self._forward_hooks
             or self._forward_pre_hooks
             or self._backward_hooks
             or self._backward_pre_hooks
@@ -164,8 +165,8 @@ class Recurrent(torch.nn.RNNBase):
             input_t = input_t.unsqueeze(0)
             try:
                 if hx is not None:
-                    hx = [state.unsqueeze(1) for state in hx] if lstm else hx.unsqueeze(1)
-            except (AttributeError, TypeError, IndexError):
+                    hx = [s.unsqueeze(1) for s in checks.lstm_states(hx, "lstm")] if lstm else hx.unsqueeze(1)
+            except (AttributeError, TypeError, IndexError, RuntimeError):
                 return None
         result = infer(self.cell, input_t, hx, self.weights(), self.num_layers, False, False, self.heads, self.zoneout)
         if batched or result is None:
@@ -200,6 +201,11 @@ class Recurrent(torch.nn.RNNBase):
             f"torch.jit.script cannot take rnnkern.{type(self).__name__}, TorchScript has no operator for it: "
             "script layer.to_torch(), the equal torch.nn layer"
         )
+
+
+def overrides_forward(module: torch.nn.Module, cls: type[torch.nn.Module]) -> bool:
+    """Whether a call of `module` runs another `forward` than that of `cls`."""
+    return type(module).forward is not cls.forward or "forward" in vars(module)
 
 
 def step_by_forward(layer: Any, input_t: Tensor, hx: Any) -> tuple[Tensor, Any]:

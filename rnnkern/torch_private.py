@@ -42,6 +42,10 @@ GLOBAL_HOOKS: tuple[Mapping[int, Any], ...] = (
 )
 
 
+# Where `module.compile()` leaves what a call of the module runs, bound to that very module.
+COMPILED = "_compiled_call_impl"
+
+
 def apply_at_level(level: Any, function: Any, arguments: Sequence[Any], tensors: Sequence[Tensor | None]) -> Any:
     """`function.apply(*arguments, *tensors)` at this level of torch.func's alone."""
     lift = level._cptr.lift

@@ -194,6 +194,21 @@ def test_samples_of_the_sides_are_taken_in_turn_and_inputs_rotate():
     assert order == ["a", "a", "b", "b", "b", "b", "a", "a", "a", "a", "b", "b"]
 
 
+def test_a_side_waits_until_no_thread_of_the_one_before_runs(monkeypatch):
+    """Threads that spin show by the processor time that the process uses: here in two looks of three."""
+    used = iter([0.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+    with monkeypatch.context() as patched:
+        patched.setattr(timing.time, "process_time", lambda: next(used))
+        assert timing.wait_for_idle_threads() >= 3 * timing.QUIET
+    assert next(used, None) is None
+    events = []
+    monkeypatch.setattr(timing, "wait_for_idle_threads", lambda: events.append("wait") or 0.0)
+    sides = {name: lambda i, name=name: events.append(name) for name in "ab"}
+    timing.interleave(sides, budget=1e-6, rounds=1)
+    order = [name for name, _ in itertools.groupby(events)]
+    assert order == ["wait", "a", "wait", "b", "wait", "a", "wait", "b"]
+
+
 def test_the_table_names_the_worst_case():
     console = Console(record=True, width=200, file=open("/dev/null", "w"))
     results = Results.start("test", {})

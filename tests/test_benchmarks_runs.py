@@ -193,6 +193,24 @@ def test_a_broken_gpu_context_costs_one_side_of_one_problem(children, tmp_path, 
     assert len(rows(out)) == 6
 
 
+def test_a_padded_run_that_kills_the_process_is_not_tried_again(children, tmp_path, monkeypatch):
+    out = tmp_path / "results.json"
+    packed = dataclasses.replace(TINY, mode="training", packed=True)
+    monkeypatch.setattr(run, "select", lambda *arguments: [packed])
+    real = rnnkern_layer.build
+
+    def build(data):
+        if not data.problem.packed:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return real(data)
+
+    monkeypatch.setattr(rnnkern_layer, "build", build)
+    assert bench(out) == 0
+    assert len(children.commands) == 2
+    found = {row.side: row.status for row in Results.load(out).rows}
+    assert found == {"rnnkern padded": "failed", "torch.nn": "ok"}
+
+
 def test_our_own_failure_fails_the_command(children, tmp_path, monkeypatch):
     def build(data):
         raise RuntimeError("no")

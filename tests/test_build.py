@@ -95,8 +95,8 @@ def test_missing_tool_is_named(build, monkeypatch, name):
 
 def test_missing_compiler_is_named(build, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
-    hide(monkeypatch, build, "c++", "g++", "clang++")
-    assert "no C++ compiler was found (looked for c++, g++, clang++)" in message(build.check_compiler)
+    hide(monkeypatch, build, "c++", "g++")
+    assert "no C++ compiler was found (looked for c++, g++)" in message(build.check_compiler)
     monkeypatch.setenv("CXX", "/nowhere/g++ -m64")
     assert "no C++ compiler was found (looked for /nowhere/g++)" in message(build.check_compiler)
 

@@ -128,6 +128,25 @@ def test_hooks_survive_and_their_handles_still_remove_them(name):
     assert len(seen) == 3
 
 
+@every_module
+def test_hooks_of_loading_see_the_swapped_module(name):
+    seen = []
+    model = nn.Sequential(torchs(name))
+    handle = model[0].register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    rnnkern.convert(model)
+    model.load_state_dict(model.state_dict())
+    assert seen == [model[0]]
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(model.state_dict())
+    assert seen[1:] == [copied[0]]
+    back = model[0].to_torch()
+    back.load_state_dict(back.state_dict())
+    assert seen[2:] == [back]
+    handle.remove()
+    model.load_state_dict(model.state_dict())
+    assert len(seen) == 3
+
+
 @pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
 def test_parametrisations_survive(name):
     class Double(nn.Module):
@@ -175,13 +194,17 @@ class OwnName(nn.GRUCell):
 def test_what_cannot_be_swapped_is_left_and_named_with_the_reason():
     replaced = nn.GRU(5, 8)
     replaced.forward = lambda x: x
+    compiled = nn.RNN(5, 8)
+    compiled.compile()
     model = nn.ModuleDict({"a": OwnForward(5, 8), "b": nn.Sequential(OwnName(5, 8), nn.LSTM(5, 8)), "c": replaced})
+    model["d"] = compiled
     with pytest.warns(UserWarning) as caught:
         rnnkern.convert(model)
     (warning,) = caught
     assert str(warning.message) == (
         "rnnkern.convert left as they are: a (OwnForward): a subclass with its own forward; "
-        "b.0 (OwnName): a subclass with its own class; c (GRU): its forward is replaced on the instance"
+        "b.0 (OwnName): a subclass with its own class; c (GRU): its forward is replaced on the instance; "
+        "d (RNN): it is compiled; compile it after the conversion"
     )
     assert warning.filename == __file__
     assert type(model["a"]) is OwnForward and type(model["b"][0]) is OwnName and type(model["c"]) is nn.GRU
@@ -220,3 +243,22 @@ def test_a_converted_layer_moves_between_devices_and_dtypes():
     swapped = rnnkern.convert(torchs("LSTM")).float()
     assert swapped(x_for("LSTM").float())[0].dtype == torch.float32
     assert swapped.to("meta").weight_ih_l0.is_meta
+
+
+@pytest.mark.parametrize("base", [rnnkern.GRU, rnnkern.LSTMCell])
+def test_a_forward_of_its_own_has_no_torch_equal(base):
+    class Doubled(base):
+        def forward(self, input, hx=None):
+            return super().forward(2 * input, hx)
+
+    with pytest.raises(ValueError, match="torch.nn has no equal of Doubled, which has a forward of its own"):
+        Doubled(5, 8).to_torch()
+
+
+def test_the_torch_equal_of_a_compiled_layer_runs_torchs_code():
+    layer = rnnkern.GRU(5, 8, dtype=torch.float64)
+    layer.compile()
+    back = layer.to_torch()
+    x = x_for("GRU")
+    assert_close(back(x), nn.GRU.forward(back, x))
+    assert back._compiled_call_impl is None and layer._compiled_call_impl is not None

@@ -56,6 +56,41 @@ SIZES = {
         RuntimeError,
         "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2-D) tensors",
     ),
+    "three states": (
+        lambda: LSTM(5, 8)(X, (H, H, H)),
+        RuntimeError,
+        "lstm expects two hidden states, got 3",
+    ),
+    "three states, no gradient": (
+        lambda: no_grad(lambda: LSTM(5, 8)(X, (H, H, H))),
+        RuntimeError,
+        "lstm expects two hidden states, got 3",
+    ),
+    "three states of a packed sequence": (
+        lambda: LSTM(5, 8)(PACKED, (H, H, H)),
+        RuntimeError,
+        "lstm expects two hidden states, got 3",
+    ),
+    "states stacked": (
+        lambda: no_grad(lambda: LSTM(5, 8)(X, torch.stack([H, H]))),
+        TypeError,
+        "lstm: hx must be the pair (h_0, c_0), got one tensor of size [2, 1, 4, 8]",
+    ),
+    "step's states stacked": (
+        lambda: no_grad(lambda: LSTM(5, 8).step(X[0, 0], torch.zeros(2, 1, 8))),
+        TypeError,
+        "lstm: hx must be the pair (h_0, c_0), got one tensor of size [2, 1, 8]",
+    ),
+    "cell's three states": (
+        lambda: rnnkern.LSTMCell(5, 8)(X[0], (H[0], H[0], H[0])),
+        RuntimeError,
+        "lstm_cell expects two hidden states, got 3",
+    ),
+    "cell's states stacked": (
+        lambda: rnnkern.LSTMCell(5, 8)(X[0], torch.stack([H[0], H[0]])),
+        TypeError,
+        "lstm_cell: hx must be the pair (h_0, c_0), got one tensor of size [2, 4, 8]",
+    ),
     "states of a batch": (
         lambda: GRU(5, 8)(X[:, 0], H),
         RuntimeError,

@@ -113,8 +113,8 @@ def test_a_forced_strategy_holds_inside_the_block_alone():
 
 def run_with(**environment):
     program = (
-        "import torch, rnnkern\n"
         "try:\n"
+        "    import torch, rnnkern\n"
         "    rnnkern.GRU(5, 8)(torch.zeros(6, 4, 5))\n"
         "    print(rnnkern.build_info()['cpu_isa'])\n"
         "except ValueError as error:\n"
@@ -129,6 +129,8 @@ def test_the_environment_forces_a_strategy_and_an_instruction_set():
     known = ", ".join(rnnkern.strategies())
     assert run_with(RNNKERN_FORCE_STRATEGY="magic") == f"ValueError strategy: expected one of {known}, got 'magic'"
     assert run_with(RNNKERN_FORCE_STRATEGY="simd", RNNKERN_CPU_ISA="portable") == "portable"
+    known = ", ".join(rnnkern.build_info()["cpu_isas"])
+    assert run_with(RNNKERN_CPU_ISA="sse9") == f"ValueError RNNKERN_CPU_ISA: expected one of {known}, got 'sse9'"
 
 
 @pytest.mark.skipif(rnnkern.build_info()["cuda"] is None, reason="built without CUDA")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import rnnkern
 from comparison import assert_close, random_like, states, tensors_of
 from layer_inputs import every_layer, make, padded
 
@@ -100,6 +101,20 @@ def test_steps_call_hooks_and_follow_transforms_and_autocast(name):
             assert single.step(X[0].float())[0].dtype == torch.bfloat16
     tangent = torch.func.jvp(lambda x: layer.step(x)[0], (X[0],), (X[1],))[1]
     assert_close(tangent, torch.func.jvp(lambda x: layer(x[None])[0][0], (X[0],), (X[1],))[1])
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_step_runs_a_forward_of_its_own(gradients):
+    class Doubled(rnnkern.GRU):
+        def forward(self, input, hx=None):
+            return super().forward(2 * input, hx)
+
+    layer = Doubled(5, 8, dtype=torch.float64)
+    replaced = make("LSTM", 5, 8)
+    replaced.forward = lambda input, hx=None: rnnkern.LSTM.forward(replaced, 2 * input, hx)
+    with torch.set_grad_enabled(gradients):
+        for one in (layer, replaced):
+            assert_close(one.step(X[0])[0], one(X[:1])[0][0])
 
 
 @every_layer

@@ -123,17 +123,13 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
   problem.packed = packed, problem.lengths = lengths, problem.reset = reset;
   problem.recurrent_mask = recurrent_mask, problem.zoneout = zoneout, problem.save = save,
   problem.recompute = recompute, problem.int8 = int8;
-  try {
-    CellName const& named = find_name(kCellNames, "cell", cell);
-    problem.cell = named.kind, problem.activation = named.activation;
-    problem.dtype = find_name(kDtypeNames, "dtype", dtype).dtype;
-    problem.tf32 = problem.backend == Backend::cuda && problem.dtype == Dtype::float32 && rnn_tf32_allowed();
-    std::optional<DeviceFacts> known;
-    if (problem.backend == Backend::cuda) known = facts_of(gpu, device_index);
-    return describe(plan(problem, threads > 0 ? threads : max_workers(), known ? &*known : nullptr), problem);
-  } catch (const Error& error) {
-    throw py::value_error(error.message);
-  }
+  CellName const& named = find_name(kCellNames, "cell", cell);
+  problem.cell = named.kind, problem.activation = named.activation;
+  problem.dtype = find_name(kDtypeNames, "dtype", dtype).dtype;
+  problem.tf32 = problem.backend == Backend::cuda && problem.dtype == Dtype::float32 && rnn_tf32_allowed();
+  std::optional<DeviceFacts> known;
+  if (problem.backend == Backend::cuda) known = facts_of(gpu, device_index);
+  return describe(plan(problem, threads > 0 ? threads : max_workers(), known ? &*known : nullptr), problem);
 }
 
 // Whether an operator that is called now would go to its kernel but for autograd: no autocast, transform, tracer or
@@ -223,21 +219,19 @@ py::object infer_if_plain(py::handle x, const py::object& weights, py::handle h_
 
 PYBIND11_MODULE(_C, module) {
   using namespace rnnkern;
-  auto const checked = [](auto run) {
-    return [run](const std::string& name) {
-      try {
-        return run(name);
-      } catch (const Error& error) {
-        throw py::value_error(error.message);
-      }
-    };
-  };
+  py::register_local_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const Error& error) {
+      py::set_error(PyExc_ValueError, error.message.c_str());
+    }
+  });
   module.doc() =
       "The compiled part of rnnkern; importing it registers the operators rnnkern::layer_forward and layer_backward.";
   module.def("build_info", build_info);
   module.def("strategies", strategies);
-  module.def("set_cpu_isa", checked([](const std::string& name) { set_cpu_isa(name); }), py::arg("name"));
-  module.def("force_strategy", checked([](const std::string& name) { return force_strategy(name); }), py::arg("name"));
+  module.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));
+  module.def("force_strategy", &force_strategy, py::arg("name"));
   module.def("plan", plan_of, py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("device"), py::arg("steps"),
              py::arg("batch"), py::arg("rows"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size") = 0,
              py::arg("heads") = 1, py::arg("groups") = 1, py::arg("bias") = true, py::arg("packed") = false,

@@ -203,7 +203,7 @@ void pack_transposed(Row row, int count, int64_t depth, P* out, int64_t pitch, c
 
 // A few rows' product with weights that are used once, so that packing them would cost as much as the product:
 // out[r][c][lane] = sum over k of a[r][k] * weights(c)[lane][k]. Each of a weight row's sums is made in as many parts
-// as a vector has lanes: another order than the packed tile's, the same for any number of rows.
+// as a vector has lanes: another order than the packed tile's. Rows that lie across vectors, below, keep that one.
 constexpr int kUnpackedRows = 32;
 
 // `count` <= lanes rows that are contiguous in k.

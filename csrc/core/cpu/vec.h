@@ -1,5 +1,5 @@
 // A SIMD vector of the instruction set that is being compiled: one definition for all, on the compiler's own vector
-// types. Included inside a target region (see isa.h), never before one.
+// types. Included inside a target region (see avx2.cpp), never before one.
 #pragma once
 
 #include "../cell/cell.h"

@@ -51,10 +51,7 @@ class CudaForEach {
   template <class Args>
   void launch(void (*kernel)(Args), const LaunchShape& shape, const Args& args) const {
     const void* const function = reinterpret_cast<const void*>(kernel);
-    if (shape.shared_bytes > kPortableSharedBytes) {
-      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shape.shared_bytes)));
-    }
+    if (shape.shared_bytes > kPortableSharedBytes) allow_shared_bytes(function, shape.shared_bytes);
     if (shape.cluster > kPortableCluster) {
       check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
     }
@@ -79,8 +76,22 @@ class CudaForEach {
   }
 
  private:
+  // Raises what a kernel may ask for, to the most there is: a smaller value could come between another thread's own and
+  // its launch.
+  static void allow_shared_bytes(const void* function, size_t wanted) {
+    cudaFuncAttributes now;
+    check(cudaFuncGetAttributes(&now, function));
+    if (static_cast<size_t>(now.maxDynamicSharedSizeBytes) >= wanted) return;
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    most = std::max(static_cast<int>(wanted), most - static_cast<int>(now.sharedSizeBytes));
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  }
+
   static void check(cudaError_t error) {
     if (error == cudaSuccess) return;
+    cudaGetLastError();  // else whoever asks next, for a kernel of their own, would be told of this one
     throw std::runtime_error(std::string("rnnkern: a CUDA kernel could not be launched: ") + cudaGetErrorString(error));
   }
 

@@ -14,7 +14,7 @@ struct ForwardGroup {
   const int64_t* lengths;       // [B]
   const bool* reset;            // [rows]
   const int64_t* offsets;       // [T + 1] of a packed sequence, device memory
-  const device::Quad* weights;  // [heads, packed_quads] w_hh as PackWeights wrote it
+  device::Quad* weights;        // [heads, packed_quads] w_hh as PackWeights wrote it
   const T *b_ih, *b_hh;         // [G*H]
   const T *h_0, *c_0;           // [B, H], null: zero
   const T* mask;                // [B, H] recurrent dropout
@@ -32,7 +32,7 @@ struct BackwardGroup {
   const int64_t* lengths;
   const bool* reset;
   const int64_t* offsets;
-  const device::Quad* weights;
+  device::Quad* weights;
   const T *h_0, *c_0, *mask;
   const bool *zone_h, *zone_c;
   const T *y, *cells;  // read where there is more than one step
@@ -56,7 +56,8 @@ struct SweepArgs {
   int64_t steps, batch, hidden;
   int64_t gate_width;  // elements of a row of `gates`
   int64_t y_stride;
-  float zoneout;  // without masks
+  int64_t d_y_stride;  // backward, plain: zero where `d_y` is one row of zeros
+  float zoneout;       // without masks
   // A long inference is swept in parts: steps [begin, end) in the order of the recurrence, the state in between kept
   // in float.
   int64_t begin, end;

@@ -122,7 +122,7 @@ class BackwardSweep {
     int const row = this->row(p, tile, item), unit = static_cast<int>(field_.unit(item));
     const T* const saved = group().saved + place(row, Cell::saved * hidden(), unit);
     RNNKERN_UNROLL for (int k = 0; k < Cell::saved; ++k) input.saved[k] = saved[k * hidden()];
-    input.d_y = group().d_y[place(row, static_cast<int>(a_.y_stride), unit)];
+    input.d_y = group().d_y[place(row, static_cast<int>(a_.d_y_stride), unit)];
     if constexpr (kNeedsPast) {
       if (p + 1 < a_.steps) {
         int const batch = static_cast<int>(a_.batch), before = group().reverse ? row + batch : row - batch;

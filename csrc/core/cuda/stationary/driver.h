@@ -47,7 +47,7 @@ class Driver : private stepwise::Surroundings<Cell, T, Device> {
   // What both directions of time have in common.
   template <class ArgsGroup>
   ArgsGroup sweep_group(const Group& group);
-  const Quad* packed_weights(const Group& group);
+  Quad* packed_weights(const Group& group);
   // A sweep whose rows all live at every step and lie where 32 bits reach, with nothing masked, cut or blended.
   bool is_plain(const Group& group) const {
     const Schedule& schedule = group.schedule;
@@ -115,9 +115,17 @@ void Driver<Cell, T, Device>::backward(const Group* groups, const GroupGradients
     to.d_h_n = typed(gradients[i].d_h_n), to.d_c_n = typed(gradients[i].d_c_n);
     to.d_h_0 = typed(gradients[i].d_h_0), to.d_c_0 = typed(gradients[i].d_c_0);
   }
-  args.plain = args.plain && std::all_of(gradients, gradients + count, [](const GroupGradients& gradient) {
-                 return gradient.d_y != nullptr && gradient.d_cells == nullptr;
+  bool const from_y = gradients[0].d_y != nullptr;
+  args.plain = args.plain && std::all_of(gradients, gradients + count, [&](const GroupGradients& gradient) {
+                 return (gradient.d_y != nullptr) == from_y && gradient.d_cells == nullptr;
                });
+  args.d_y_stride = from_y ? args.y_stride : 0;
+  if (args.plain && !from_y) {  // only final states have gradients: every step reads the same zeros
+    int64_t const quads = (H_ * static_cast<int64_t>(sizeof(T)) + 15) / 16;
+    Quad* const zeros = workspace_.template take<Quad>(quads);
+    device_(1, quads, ZeroQuads{zeros});
+    for (int i = 0; i < count; ++i) args.group[i].d_y = reinterpret_cast<const T*>(zeros);
+  }
   args.end = T_;
   launch(kernel, args);
   for (int i = 0; i < count; ++i) this->parameter_gradients(groups[i], gradients[i], buffers[i]);
@@ -162,7 +170,7 @@ ArgsGroup Driver<Cell, T, Device>::sweep_group(const Group& group) {
 }
 
 template <class Cell, class T, class Device>
-const Quad* Driver<Cell, T, Device>::packed_weights(const Group& group) {
+Quad* Driver<Cell, T, Device>::packed_weights(const Group& group) {
   int64_t const quads = heads_ * packed_quads(tiling_);
   Quad* const packed = workspace_.template take<Quad>(quads);
   bool const round = choice_.math == Math::tf32 && !choice_.exact;

@@ -35,10 +35,13 @@ class Engine {
   }
 
   // `weights`: of all heads of this group, as PackWeights wrote them.
-  RNNKERN_DEVICE void begin(const Quad* weights, int head, int rank) {
+  RNNKERN_DEVICE void begin(Quad* weights, int head, int rank) {
     int const lane = device::lane_index(), warps = s_.threads / 32, warp_quads = s_.split_slabs * kSlabQuads;
-    const Quad* const packed =
-        weights + (int64_t{head * s_.team + rank} * warps + device::warp_index()) * warp_quads + lane;
+    Quad* const packed = weights + (int64_t{head * s_.team + rank} * warps + device::warp_index()) * warp_quads + lane;
+    // Each thread reads back only what it copied itself. All copies are under way at once, and while registers load.
+    RNNKERN_ROLL for (int i = 0; i < s_.shared_slabs * kSlabQuads; i += 32) {
+      device::copy_async(arrays_.weights(), shared_weights() + i, {packed}, kSlabs * kSlabQuads + i);
+    }
     RNNKERN_UNROLL for (int s = 0; s < kSlabs; ++s) {
       if (s < s_.split_slabs) {
         RNNKERN_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
@@ -46,9 +49,7 @@ class Engine {
         }
       }
     }
-    RNNKERN_ROLL for (int i = 0; i < s_.shared_slabs * kSlabQuads; i += 32) {
-      arrays_.weights().st(shared_weights() + i, packed[kSlabs * kSlabQuads + i]);
-    }
+    device::copy_async_wait();
     link_.begin();
   }
 
