@@ -132,7 +132,10 @@ BETTER_OF = ("torch.nn", "onnxruntime")  # the peers that do the same work in th
 
 
 def against_better(sides: dict[str, list[Row]]) -> tuple[Ratio, str] | None:
-    """How many times faster than the better of those peers, and which that is."""
+    """How many times faster than the better of those peers, and which that is; None where one of them was left out."""
+    on_cpu = any(row.problem["device"] == "cpu" for row in sides.get("rnnkern", []))
+    if on_cpu and any(peer not in sides for peer in BETTER_OF):
+        return None
     found = [(faster(sides.get("rnnkern", []), sides[peer]), peer) for peer in BETTER_OF if peer in sides]
     return min(((ratio, peer) for ratio, peer in found if ratio), key=lambda one: one[0].value, default=None)
 

@@ -28,6 +28,7 @@ def run(pairs, suite="grid", threads=1, processes=3, samples=10):
             for side, seconds in (("rnnkern", 1e-4), ("torch.nn", slower * 1e-4)):
                 times = [seconds * (1 + 0.01 * (k % 3)) for k in range(samples)]
                 found.rows.append(Row(problem.as_dict(), side, "ok", repeat, samples=times))
+            found.rows.append(Row(problem.as_dict(), "onnxruntime", "unsupported", repeat))
     return committed.Run(found, ["made-up.json"])
 
 
@@ -87,6 +88,15 @@ def test_few_pairs_or_processes_prove_nothing():
     work, wanted = "large batch (B ≥ 64), inference", "nowhere slower"
     assert cells(work, wanted, [run([(LSTM, 1.2)], processes=2, samples=20)])[0].startswith("not measured well enough")
     assert cells(work, wanted, [run([(LSTM, 1.2)], processes=3, samples=9)])[0].startswith("not measured well enough")
+
+
+def test_nothing_is_said_of_the_better_peer_where_one_was_left_out():
+    whole = run([(LSTM, 1.2)])
+    alone = run([(LSTM, 1.2)])
+    alone.results.rows = [row for row in alone.results.rows if row.side != "onnxruntime"]
+    work = "large batch (B ≥ 64), inference", "nowhere slower"
+    assert cells(*work, [whole])[1] == "met"
+    assert cells(*work, [alone])[1] == ""
 
 
 def test_goals_of_one_thread_are_not_met_with_two():
