@@ -80,8 +80,8 @@ def interleave(
     On the CPU no thread of the side before runs any more then; waiting for that is no part of the budget.
     ``turn_to`` hears the name of each side before it runs.
     """
-    clock = cuda_seconds if torch.device(device).type == "cuda" else wall_seconds
     on_cpu = torch.device(device).type == "cpu"
+    clock = wall_seconds if on_cpu else cuda_seconds
     counter, waited = 0, 0.0
 
     def run(side: Callable[[int], object], calls: int) -> None:

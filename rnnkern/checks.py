@@ -130,7 +130,17 @@ def lstm_states(hx: Any, name: str) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{name}: hx must be the pair (h_0, c_0), got one tensor of size {list(hx.shape)}")
     if len(hx) != 2:
         raise RuntimeError(f"{name} expects two hidden states, got {len(hx)}")
-    return hx[0], hx[1]
+    h, c = hx
+    if not (isinstance(h, Tensor) and isinstance(c, Tensor)):
+        raise TypeError(f"{name}: hx must be a pair of tensors, got {type(h).__name__} and {type(c).__name__}")
+    return h, c
+
+
+def initial_states(hx: Any, cell: str) -> tuple[Tensor | None, Tensor | None]:
+    """`h_0` and, of an LSTM, `c_0`; None where none were given."""
+    if hx is None:
+        return None, None
+    return lstm_states(hx, cell) if cell == "lstm" else (hx, None)
 
 
 def check_state_like(x: Tensor, state: Tensor) -> None:

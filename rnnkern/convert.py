@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from rnnkern import cells, modules
-from rnnkern.modules import overrides_forward
 from rnnkern.torch_private import COMPILED
 
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
@@ -90,7 +89,7 @@ def as_ours(module: nn.Module) -> Any:
 def as_torch(module: nn.Module) -> Any:
     """The torch.nn module of the same function, with hooks of its own from now on; ValueError where there is none."""
     ours = next(cls for cls in type(module).__mro__ if cls in _TORCH)
-    if overrides_forward(module, ours):
+    if modules.overrides_forward(module, ours):
         raise ValueError(f"torch.nn has no equal of {type(module).__name__}, which has a forward of its own")
     result = _recast(module, _TORCH[ours])
     for name, value in list(vars(result).items()):

@@ -158,19 +158,16 @@ def run(
             f"{name}: Expected input to be 2D or 3D, got {dim}D {'tensor ' if name == 'RNN' else ''}instead"
         )
     batched = dim == 3
-    h_0 = c_0 = None
-    if cell == "lstm":
-        if hx is not None:
-            h_0, c_0 = checks.lstm_states(hx, "lstm")
-            if h_0.dim() != dim or c_0.dim() != dim:
-                raise RuntimeError(
-                    f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {dim}-D "
-                    f"but got ({h_0.dim()}-D, {c_0.dim()}-D) tensors"
-                )
-            if not batched:
-                h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
-    elif hx is not None:
-        h_0 = hx
+    h_0, c_0 = checks.initial_states(hx, cell)
+    if h_0 is not None and c_0 is not None:
+        if h_0.dim() != dim or c_0.dim() != dim:
+            raise RuntimeError(
+                f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {dim}-D "
+                f"but got ({h_0.dim()}-D, {c_0.dim()}-D) tensors"
+            )
+        if not batched:
+            h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
+    elif h_0 is not None:
         if h_0.dim() != dim:
             raise RuntimeError(
                 f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx should also be {dim}-D "
@@ -222,7 +219,7 @@ def _run_packed(
     data, batch_sizes, sorted_indices, unsorted_indices = input
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    h_0, c_0 = (None, None) if hx is None else checks.lstm_states(hx, "lstm") if cell == "lstm" else (hx, None)
+    h_0, c_0 = checks.initial_states(hx, cell)
     for state in (h_0, c_0):
         if state is not None and state.dim() != 3:
             raise RuntimeError(f"For a PackedSequence, hx should be 3-D but got {state.dim()}-D tensor")

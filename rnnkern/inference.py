@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rnnkern import _C
-from rnnkern.checks import lstm_states
+from rnnkern.checks import initial_states
 from rnnkern.torch_private import dual_level
 
 
@@ -35,7 +35,7 @@ def infer(
     if torch.compiler.is_compiling() or dual_level():
         return None
     try:
-        h_0, c_0 = (None, None) if hx is None else lstm_states(hx, cell) if cell == "lstm" else (hx, None)
+        h_0, c_0 = initial_states(hx, cell)
         return _C.infer(x, weights, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None

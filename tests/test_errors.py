@@ -71,6 +71,11 @@ SIZES = {
         RuntimeError,
         "lstm expects two hidden states, got 3",
     ),
+    "a state of two": (
+        lambda: no_grad(lambda: LSTM(5, 8)(X, (H, None))),
+        TypeError,
+        "lstm: hx must be a pair of tensors, got Tensor and NoneType",
+    ),
     "states stacked": (
         lambda: no_grad(lambda: LSTM(5, 8)(X, torch.stack([H, H]))),
         TypeError,
