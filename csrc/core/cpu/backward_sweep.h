@@ -31,6 +31,7 @@ struct BackwardBuffers {
   Operand* middle = nullptr;       // [B][pitch] between two stages
   const Operand* zeros = nullptr;  // [max(pitch, d_operand_size)]
   const T* zero_state = nullptr;   // [max(H, R)]
+  int64_t copied = 0;              // elements that each worker needs for copies of operands
 };
 
 template <class T>
@@ -61,14 +62,15 @@ class BackwardSweep {
  public:
   BackwardSweep(const Cell& cell, const Problem& problem, const Group& group, const GroupGradients& gradients,
                 const BackwardBuffers<T>& buffers, const Timeline& time, const int64_t* rows, int64_t count,
-                BackwardRow<T>* live)
+                BackwardRow<T>* live, packed_t<T>* copies)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()), head_size_(problem.head_size()),
         projection_(problem.proj_size > 0), group_(group), gradients_(gradients), buffers_(buffers), time_(time),
-        rows_{&time, rows, count}, row_(live) {}
+        rows_{&time, rows, count}, row_(live), copies_(copies) {}
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
   int64_t rows() const { return rows_.count; }
+  auto matrix_unit() const { return MatrixUnit<packed_t<T>>(buffers_.first.unit_rows); }  // lives while a product runs
 
   void begin(int64_t first, int64_t stride) {
     for (int64_t i = first; i < rows_.count; i += stride) {
@@ -132,20 +134,21 @@ class BackwardSweep {
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
-      if (stage == 0) return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { candidate(a...); }));
-      run_panels(set, range, row_, live_, each_block([&](auto&&... a) { gate(a...); }));
+      if (stage == 0) return run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { candidate(a...); }));
+      run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { gate(a...); }));
     } else {
       if (stage == 1)
-        return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { through_projection(a...); }));
+        return run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { through_projection(a...); }));
       if (projection_)
-        return run_panels(set, range, row_, live_, each_block([&](auto&&... a) { onto_projection(a...); }));
-      run_panels(set, range, row_, live_, each_block([&](auto&&... a) { step(a...); }));
+        return run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { onto_projection(a...); }));
+      run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { step(a...); }));
     }
   }
 
   // The initial state's gradients: the first step's product, and what was carried.
   void end(int first, int last) {
     if (gradients_.d_h_0) {
+      auto const unit = matrix_unit();
       for (int64_t i = 0; i < rows_.count; ++i) {
         int64_t const b = rows_.rows[i], n = time_.lengths[b];
         bool const cut = n == 0 || time_.cut(group_.reverse ? n - 1 : 0, b, group_.reverse);
@@ -154,7 +157,7 @@ class BackwardSweep {
         row_[i].mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
         row_[i].d_state = static_cast<T*>(gradients_.d_h_0) + b * state_size_;
       }
-      run_panels(buffers_.first, {first, last}, row_, rows_.count,
+      run_panels(buffers_.first, {first, last}, row_, rows_.count, copies_,
                  each_block([&](Row& row, const Panel&, int64_t unit, int n, const C* sums) {
                    store(row.d_state + unit, d_state(row, unit, n, sums), n);
                  }));
@@ -330,6 +333,7 @@ class BackwardSweep {
   const Timeline& time_;
   LiveRows rows_;
   BackwardRow<T>* row_;
+  packed_t<T>* copies_;  // see BackwardBuffers
   int64_t first_row_ = 0;  // of the turn
   int64_t live_ = 0;
   bool backwards_ = false;  // see PanelRange

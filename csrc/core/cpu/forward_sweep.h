@@ -25,7 +25,7 @@ struct ForwardBuffers {
   C* z = nullptr;             // [B][pitch]
   const C* zeros = nullptr;   // [pitch]
   const Operand* zero_operand = nullptr;
-  int64_t across = 0;  // elements that each worker needs for its rows across vectors, where they lie so
+  int64_t copied = 0;  // elements that each worker needs for copies of operands: across vectors, or for a matrix unit
 
   // The same memory for this group.
   void set_group(const Problem& problem, const Group& group) {
@@ -61,18 +61,27 @@ class ForwardSweep {
   using V = Vec<C>;
   static constexpr bool two_stage_gru = Cell::kind == CellKind::gru_v1;
   static constexpr bool is_lstm = Cell::kind == CellKind::lstm;
+  static constexpr bool is_float = std::is_same_v<Panels, PanelSet<packed_t<T>>>;
 
  public:
   ForwardSweep(const Cell& cell, const Problem& problem, const Group& group, const ForwardBuffers<T, Panels>& buffers,
                const Timeline& time, const int64_t* rows, int64_t count, ForwardRow<T>* live,
-               packed_t<T>* across = nullptr)
+               packed_t<T>* copies = nullptr)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()),
         save_(problem.save && !problem.recompute), projection_(problem.proj_size > 0), group_(group), buffers_(buffers),
-        time_(time), rows_{&time, rows, count}, row_(live), across_(across) {}
+        time_(time), rows_{&time, rows, count}, row_(live), copies_(copies) {}
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
   int64_t rows() const { return rows_.count; }
+
+  // Lives while a product runs.
+  auto matrix_unit() const {
+    if constexpr (is_float)
+      return MatrixUnit<packed_t<T>>(buffers_.first.unit_rows);
+    else
+      return MatrixUnit<float>(1);
+  }
 
   // Where the gates of row `first` and those after it lie from now on.
   void set_gates(T* gates, int64_t first) {
@@ -162,6 +171,7 @@ class ForwardSweep {
   static constexpr int64_t kTogether = 64;
 
   void rebuild(const Rebuild& scratch, int64_t worker, int64_t workers) {
+    auto const unit = matrix_unit();
     int64_t turn = 0;
     live_ = 0;
     for (int64_t t = 0; t < time_.steps; ++t) {
@@ -179,15 +189,15 @@ class ForwardSweep {
 
   template <class Finish>
   RNNKERN_INLINE void run_stage(const Panels& set, const T* weight, PanelRange range, Finish finish) {
-    if constexpr (std::is_same_v<Panels, PanelSet<packed_t<T>>>) {
+    if constexpr (is_float) {
       // The gates of x come from beyond the second cache. GCC drops calls of what only prefetches if it need not
       // inline.
       int const gates = &set == &buffers_.first ? set.gates : 0;
       auto const ahead = [&](Row& row, int64_t unit) __attribute__((always_inline)) {
         for (int g = 0; g < gates; ++g) __builtin_prefetch(row.gates + g * hidden_ + unit);
       };
-      if (set.data) return run_panels(set, range, row_, live_, finish, ahead);
-      if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), across_, finish);
+      if (set.data) return run_panels(set, range, row_, live_, copies_, finish, ahead);
+      if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), copies_, finish);
     } else {
       if (range.count() > 0) run_quantized(set, range, row_, live_, finish);
     }
@@ -345,7 +355,7 @@ class ForwardSweep {
   const Timeline& time_;
   LiveRows rows_;
   ForwardRow<T>* row_;
-  packed_t<T>* across_;  // see ForwardBuffers
+  packed_t<T>* copies_;  // see ForwardBuffers
   T* gates_ = nullptr;
   int64_t first_row_ = 0;
   int64_t live_ = 0;

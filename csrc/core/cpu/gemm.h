@@ -3,6 +3,7 @@
 // because its sums do not depend on the number of threads.
 #pragma once
 
+#include "matrix_unit.h"
 #include "product.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -22,10 +23,12 @@ class PackedGemm {
   using Operand = operand_t<T>;
   using V = Vec<C>;
   static constexpr int kColumns = RNNKERN_VECTOR_BYTES == 64 ? 4 : 2;  // the most vectors in a panel
+  static constexpr bool kUnit = on_matrix_unit<P>;
+  static constexpr int64_t kGroup = kUnit ? kUnitRows : 1;  // a strip begins with a multiple of so many rows
   static constexpr int64_t kStrip =
-      8 * int64_t{kMaxAccumulators / kColumns};  // rows that share a panel while it is hot
+      kUnit ? 4 * kUnitRows : 8 * int64_t{kMaxAccumulators / kColumns};  // rows that share a panel while it is hot
   static constexpr int64_t kNear = 4;            // panels that stay in the second cache while all rows pass by
-  static constexpr bool kInPlace = std::is_same_v<T, Operand>;
+  static constexpr bool kReadable = std::is_same_v<T, Operand>, kInPlace = kReadable && !kUnit;
 
  public:
   static constexpr int64_t kDepth = 512 * Packed<P>::together;  // of k at a time
@@ -105,15 +108,23 @@ class PackedGemm {
     return {k_0, k_0, packed_steps<P>(k_0) * width(), std::min(kDepth, k - k_0), k_0 == 0, k_0 + kDepth >= k};
   }
 
-  // Rows of op(A) as the tile reads them.
+  // Rows of op(A) as the tile reads them, or, for a matrix unit, copied in groups.
   struct Strip {
     const Operand* row[kStrip];
     int64_t stride;
+    const P* groups;
   };
   static int64_t strips(int64_t rows) { return (rows + kStrip - 1) / kStrip; }
+  // The first row of one of `all` strips.
+  static int64_t strip_at(int64_t strip, int64_t all, int64_t rows) {
+    return std::min(rows, (rows * strip / all + kGroup - 1) / kGroup * kGroup);
+  }
   // Copies of rows that are contiguous in k; more than is used, so that equal places of several strips lie in different
   // sets of a cache.
-  int64_t strip_pitch() const { return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes; }
+  int64_t strip_pitch() const {
+    if (kUnit) return kStrip / kUnitRows * unit_pitch<P>(std::min(k, kDepth));
+    return kStrip * (std::min(k, kDepth) + V::lanes) + V::lanes;
+  }
   int64_t across_pitch() const { return elements_across<P>(m, std::min(k, kDepth)); }
   // Copies of rows that are not: a vector of rows side by side, so that what a tile reads lies close together.
   int64_t group_pitch() const { return V::lanes * (packed_steps<P>(std::min(k, kDepth)) + 1); }
@@ -135,6 +146,7 @@ class PackedGemm {
     for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, block);
     if (!a.transposed || panels_alone) return;
     // All of it, in the order of memory: a strip's own rows lie far apart.
+    if constexpr (kUnit) return pack_groups(block, worker, workers);
     for (int64_t step = steps * worker / workers; step < steps * (worker + 1) / workers; ++step)
       for (int64_t r = 0; r < m; r += V::lanes)
         store_packed(copy_at(r) + step * V::lanes,
@@ -142,17 +154,34 @@ class PackedGemm {
                                         block.depth, int(std::min<int64_t>(V::lanes, m - r))));
   }
 
+  // A block of k of all rows at a time.
+  void pack_groups(Block const& block, int worker, int workers) const {
+    int64_t const blocks = unit_blocks<P>(block.depth);
+    for (int64_t i = blocks * worker / workers; i < blocks * (worker + 1) / workers; ++i) {
+      for (int64_t r = 0; r < m; r += kUnitRows) {
+        auto const row = [&](int64_t step) { return a.data + (block.a + step) * a.stride + r; };
+        int const count = int(std::min<int64_t>(kUnitRows, m - r));
+        V steps[V::lanes];
+        for (int s = 0; s < V::lanes; ++s) steps[s] = load_columns<P, T>(row, i * kUnitPairs + s, block.depth, count);
+        transpose(steps, std::make_index_sequence<V::lanes>{});
+        P* const out = copies + r / kUnitRows * unit_pitch<P>(block.depth) + i * kUnitElements;
+        for (int s = 0; s < V::lanes; ++s) store_packed(out + s * kUnitPairs, steps[s]);
+      }
+    }
+  }
+
   // Tasks (some panels, strip of rows, panel) are dealt out, the same to the same worker for each block of k.
   void multiply_block(Block const& block, int64_t first, int64_t count, T* out, bool add, int worker,
                       int workers) const {
     int64_t const all = strips(count), tasks = all * panel_count();
     int64_t const near = kInPlace || a.transposed ? kNear : panel_count();  // else each turn copies the rows again
+    MatrixUnit<P> const unit(kUnitRows);
     Strip strip;
     int64_t current = -1;
     for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; ++task) {
       int64_t const p = task / (all * near) * near, panels_now = std::min(near, panel_count() - p),
                     turn = task - all * p;
-      int64_t const s = turn / panels_now, at = count * s / all, rows = count * (s + 1) / all - at;
+      int64_t const s = turn / panels_now, at = strip_at(s, all, count), rows = strip_at(s + 1, all, count) - at;
       if (s != current) set_strip(strip, worker, first + at, rows, block);
       current = s;
       multiply(strip, at, rows, p + turn % panels_now, worker, block, out, add);
@@ -171,7 +200,7 @@ class PackedGemm {
         block.column = column_at(p);
         for (int64_t q = p; q < next; ++q) pack_panel(q, block);
         for (int64_t s = 0; s < all; ++s) {
-          int64_t const at = count * s / all, rows = count * (s + 1) / all - at;
+          int64_t const at = strip_at(s, all, count), rows = strip_at(s + 1, all, count) - at;
           set_strip(strip, worker, first + at, rows, block);
           for (int64_t q = p; q < next; ++q) multiply(strip, at, rows, q, worker, block, out, add);
         }
@@ -198,15 +227,24 @@ class PackedGemm {
   }
 
   void set_strip(Strip& strip, int worker, int64_t first, int64_t rows, Block const& block) const {
+    if (a.transposed && kUnit) {
+      strip.groups = copies + first / kUnitRows * unit_pitch<P>(block.depth);
+      return;
+    }
     if (a.transposed) {
       strip.stride = V::lanes;
       for (int64_t r = 0; r < rows; ++r) strip.row[r] = reinterpret_cast<const Operand*>(copy_at(first + r));
       return;
     }
     strip.stride = 1;
-    if constexpr (kInPlace) {
+    if constexpr (kReadable) {
       for (int64_t r = 0; r < rows; ++r) strip.row[r] = a.data + (first + r) * a.stride + block.a;
-      if (across()) pack_across<P>(strip.row, int(rows), block.depth, copies + worker * across_pitch());
+      if (across()) return pack_across<P>(strip.row, int(rows), block.depth, copies + worker * across_pitch());
+      if constexpr (kUnit) {
+        P* const groups = copies + worker * strip_pitch();
+        if (!unpacked()) pack_for_unit([&](int64_t r) { return strip.row[r]; }, rows, kUnitRows, block.depth, groups);
+        strip.groups = groups;
+      }
     } else {
       int64_t const depth = block.depth, pitch = (depth + V::lanes - 1) / V::lanes * V::lanes;
       for (int64_t r = 0; r < rows; ++r) {
@@ -229,6 +267,7 @@ class PackedGemm {
     }
     const P* const panel = panel_at(p, block);
     int64_t const column = column_at(p);
+    if constexpr (kUnit) return multiply_groups(strip, at, rows, p, block, sums, out, add);
     bool const whole = column + columns * V::lanes <= n;
     TileRows const tiles(rows, tile_rows(columns));
     for (int64_t r = 0, i = 0, now; r < rows; r += now, ++i) {
@@ -242,6 +281,18 @@ class PackedGemm {
         }
       }
       tile(panel, block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes}, {});
+      finish(out, at + r, now, p, sums, block, add);
+    }
+  }
+
+  void multiply_groups(const Strip& strip, int64_t at, int64_t rows, int64_t p, Block const& block, C* sums, T* out,
+                       bool add) const {
+    int64_t const blocks = unit_blocks<P>(block.depth);
+    for (int64_t r = 0, now; r < rows; r += now) {
+      int const groups = rows - r > kUnitRows ? 2 : 1;
+      now = std::min<int64_t>(groups * kUnitRows, rows - r);
+      unit_product(panel_at(p, block), panel_columns(p), strip.groups + r * blocks * kUnitPairs, groups, blocks, sums,
+                   kUnitRows);
       finish(out, at + r, now, p, sums, block, add);
     }
   }

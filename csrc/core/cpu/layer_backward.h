@@ -56,6 +56,7 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int6
   if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, problem.batch * buffers.pitch);
   buffers.zeros = zeros<Operand>(platform, std::max(buffers.pitch, buffers.d_operand_size));
   buffers.zero_state = zeros<T>(platform, std::max(hidden, size));
+  buffers.copied = copied_elements(buffers, problem.batch);
   return buffers;
 }
 
@@ -307,6 +308,8 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
                 rebuild_size = problem.recompute ? Forward::kTogether * pitch : 0;
   auto* const rebuild_state = scratch<C>(platform, 3 * rebuild_size * plan.workers);
   auto* const rebuild_operand = scratch<operand_t<T>>(platform, 2 * rebuild_size * plan.workers);
+  int64_t const a_worker = std::max(buffers[0].copied, problem.recompute ? again[0].copied : 0);
+  auto* const copies = scratch<packed_t<T>>(platform, plan.workers * a_worker);
   auto* const rebuild_y = scratch<T>(platform, pitch * plan.workers);
 
   slots.run(count, plan, platform, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
@@ -327,7 +330,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       for (int g = first; g < last; ++g) again_products[g].run(barrier, worker, workers);
       for (int g = first; g < last; ++g) {
         Forward sweep(cell, rebuilt, groups[g], again[g], time[g], time[g].order, problem.batch,
-                      forward_rows + place * Forward::kTogether);
+                      forward_rows + place * Forward::kTogether, copies + place * a_worker);
         sweep.set_gates(again[g].gates, 0);
         sweep.rebuild(scratch_rows, worker, workers);
       }
@@ -345,7 +348,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
     team.begin([&](int i, const int64_t* mine, int64_t live) {
       int const g = first + i;
       return Sweep(cell, problem, groups[g], gradients[g], buffers[g], time[g], mine, live,
-                   rows + (base + g) * problem.batch);
+                   rows + (base + g) * problem.batch, copies + place * a_worker);
     });
     for (int64_t c = 0, s = 0; c < turns.count; ++c, s += turns.steps) {
       int64_t const steps = std::min(turns.steps, problem.steps - s), done = s + steps;

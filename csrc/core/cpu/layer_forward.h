@@ -52,6 +52,12 @@ void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, c
   if (two_stage_gru) buffers.z = scratch<C>(platform, size);
 }
 
+// What a worker needs at most: it may have to run all rows.
+template <class Buffers>
+int64_t copied_elements(const Buffers& buffers, int64_t rows) {
+  return std::max(buffers.first.operand_elements(rows), buffers.second.operand_elements(rows));
+}
+
 // The same with the panels of the group's weights.
 template <class Cell, class T>
 ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T* gates, int64_t rows_together,
@@ -66,8 +72,11 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   if (two_stage_gru)
     buffers.second = PanelSet<P>::make(platform, hidden, problem.heads, 1, head, rows_together, packed);
   if (projection) buffers.second = PanelSet<P>::make(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
-  if (!packed && can_lie_across<P, T> && lie_across<P>(problem.batch))
-    buffers.across = elements_across<P>(problem.batch, std::max(buffers.first.depth, buffers.second.depth));
+  if (packed) {
+    buffers.copied = copied_elements(buffers, std::max(problem.batch, rows_together));
+  } else if (can_lie_across<P, T> && lie_across<P>(problem.batch)) {
+    buffers.copied = elements_across<P>(problem.batch, std::max(buffers.first.depth, buffers.second.depth));
+  }
   state_buffers<Cell>(buffers, problem, group, gates, states, platform);
   buffers.set_group(problem, group);
   return buffers;
@@ -120,8 +129,8 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
   make_timelines(problem, groups, count, time, platform);
   auto* const row_storage = scratch<int64_t>(platform, count * batch * plan.workers);
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
-  int64_t const a_worker = buffers[0].across;
-  auto* const across = a_worker > 0 ? scratch<packed_t<T>>(platform, plan.workers * a_worker) : nullptr;
+  int64_t const a_worker = buffers[0].copied;
+  auto* const copies = a_worker > 0 ? scratch<packed_t<T>>(platform, plan.workers * a_worker) : nullptr;
   Slots const slots(plan, count);
   slots.run(count, plan, platform, [&](int first, int n, int slot, int worker, int workers, Barrier& barrier) {
     int const last = first + n, place = worker * count;
@@ -141,7 +150,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
     team.begin([&](int i, const int64_t* mine, int64_t live) {
       int const g = first + i;
       return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, live, rows + (place + g) * batch,
-                   across ? across + slot * a_worker : nullptr);
+                   copies ? copies + slot * a_worker : nullptr);
     });
     barrier.wait(workers);
     for (int64_t s = 0; s < problem.steps; s += steps_together) {

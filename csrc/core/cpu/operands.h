@@ -19,18 +19,23 @@ template <class T>
 using packed_t = compute_t<T>;
 #endif
 
-// Of a packed weight P: the type of what it is multiplied with, of the sums, and the steps of k in one of it.
+// Of a packed weight P: the type of what it is multiplied with, of the sums, the steps of k in one of it, and how many
+// of it are padded with zeros to whole blocks.
 template <class P>
 struct Packed {
   using Operand = P;
   using Sum = P;
-  static constexpr int together = 1;
+  static constexpr int together = 1, block = 1;
 };
 template <>
 struct Packed<Pair> {
   using Operand = BFloat16;
   using Sum = float;
-  static constexpr int together = 2;
+#if defined(RNNKERN_MATRIX_UNIT)
+  static constexpr int together = 2, block = 16;
+#else
+  static constexpr int together = 2, block = 1;
+#endif
 };
 template <class T>
 using operand_t = typename Packed<packed_t<T>>::Operand;
@@ -39,7 +44,8 @@ using sums_t = Vec<typename Packed<P>::Sum>;  // a vector of packed weights is h
 
 template <class P>
 constexpr int64_t packed_steps(int64_t depth) {
-  return (depth + Packed<P>::together - 1) / Packed<P>::together;
+  constexpr int64_t block = Packed<P>::together * Packed<P>::block;
+  return (depth + block - 1) / block * Packed<P>::block;
 }
 
 template <class P>
@@ -107,6 +113,7 @@ template <class P, class T, class Row>
 RNNKERN_INLINE sums_t<P> load_columns(Row row, int64_t s, int64_t depth, int count) {
   using V = sums_t<P>;
   if constexpr (std::is_same_v<P, Pair>) {  // a bfloat16 is the upper half of its float32
+    if (2 * s >= depth) return V(0.0f);
     auto const first = bits(load<V>(row(2 * s), count));
     if (2 * s + 1 == depth) return from_bits<V>(first >> 16 & 0xffff);
     return from_bits<V>((first >> 16 & 0xffff) | bits(load<V>(row(2 * s + 1), count)));

@@ -2,6 +2,7 @@
 // step of k.
 #pragma once
 
+#include "matrix_unit.h"
 #include "product.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -24,6 +25,7 @@ struct PanelSet {
   P* data = nullptr;  // null: the weights are used once, where they lie
   int count = 0;
   bool streamed = false;  // see kStreamedBytes
+  int unit_rows = 1;      // of a group, on a matrix unit
 
   // Of many rows, tiles of 2 columns by 6 rows read half as many weights for each product as 4 by 3. Beside 24
   // accumulators 4 by 6 do.
@@ -36,6 +38,7 @@ struct PanelSet {
                        bool packed = true) {
     PanelSet set;
     set.gates = gates, set.units = units, set.heads = heads, set.depth = depth;
+    set.unit_rows = int(std::clamp<int64_t>(rows, 1, kUnitRows));
     int const columns = rows <= kMaxAccumulators / kMaxColumns ? kMaxColumns : kMaxColumns / 2;
     int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
                   most = std::max(1, columns / gates), a_head = (blocks + most - 1) / most;
@@ -60,6 +63,12 @@ struct PanelSet {
       }
     }
     return set;
+  }
+
+  // What a worker needs to copy the operands of so many rows into.
+  int64_t operand_elements(int64_t rows) const {
+    if constexpr (!on_matrix_unit<P>) return 0;
+    return (rows + unit_rows - 1) / unit_rows * unit_pitch<P>(depth);
   }
 
   int columns(Panel const& panel) const { return panel.blocks * gates; }
@@ -121,7 +130,8 @@ struct Block {
 // memory.
 template <class C, class Row, class Finish>
 class WaitingBlocks {
-  static constexpr int lanes = Vec<C>::lanes, kVectors = 4 * kMaxAccumulators;
+  static constexpr int lanes = Vec<C>::lanes,
+                       kVectors = kMatrixUnit ? kMaxColumns / 2 * 2 * kUnitRows : 4 * kMaxAccumulators;
 
  public:
   WaitingBlocks(int gates, Finish& finish) : gates_(gates), finish_(finish) {}
@@ -169,7 +179,7 @@ auto each_block(F f) {
 // Runs panels over `count` rows; finish(blocks, count) takes the sums of some of them, ahead(row, unit) hears of each
 // block before its product.
 template <class P, class Row, class Finish, class Ahead>
-RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish,
+RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish,
                                Ahead ahead) {
   constexpr int lanes = sums_t<P>::lanes;
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
@@ -214,9 +224,49 @@ RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* ro
   waiting.finish_all();
 }
 
+// The same on a matrix unit; `operands`: see operand_elements().
+template <class P, class Row, class Finish, class Ahead>
+RNNKERN_INLINE void run_on_unit(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, P* operands,
+                                Finish&& finish, Ahead ahead) {
+  WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
+  int const group = set.unit_rows;
+  int64_t const blocks = unit_blocks<P>(set.depth);
+  int head = -1;
+  for (int p = 0; p < range.count(); ++p) {
+    Panel const& panel = set.panels[range[p]];
+    if (panel.head != head) {
+      head = panel.head;
+      pack_for_unit([&](int64_t r) { return rows[r].operand + panel.operand; }, count, group, set.depth, operands);
+    }
+    for (int64_t r = 0, now; r < count; r += now) {
+      int const groups = count - r > group ? 2 : 1;
+      now = std::min<int64_t>(groups * group, count - r);
+      for (int i = 0; i < now; ++i)
+        for (int s = 0; s < panel.blocks; ++s) ahead(rows[r + i], panel.unit + s * sums_t<P>::lanes);
+      auto* const sums = waiting.room(groups * group * panel.blocks);
+      unit_product(set.data + panel.data, set.columns(panel), operands + r / group * blocks * kUnitElements, groups,
+                   blocks, sums, group);
+      for (int i = 0; i < now; ++i)
+        for (int s = 0; s < panel.blocks; ++s) waiting.add(rows[r + i], panel, s);
+    }
+  }
+  waiting.finish_all();
+}
+
+// What the time loops call.
+template <class P, class Row, class Finish, class Ahead>
+RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, P* operands,
+                               Finish&& finish, Ahead ahead) {
+  if constexpr (on_matrix_unit<P>) {
+    run_on_unit(set, range, rows, count, operands, finish, ahead);
+  } else {
+    run_on_vectors(set, range, rows, count, finish, ahead);
+  }
+}
 template <class P, class Row, class Finish>
-RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish) {
-  run_panels(set, range, rows, count, finish, [](Row&, int64_t) {});
+RNNKERN_INLINE void run_panels(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, P* operands,
+                               Finish&& finish) {
+  run_panels(set, range, rows, count, operands, finish, [](Row&, int64_t) {});
 }
 
 // The same for at most kUnpackedRows rows and weights that are not packed (see PanelSet::pack_forward). `across`:

@@ -4,8 +4,26 @@
 #include <atomic>
 #include <cstdlib>
 
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace rnnkern {
 namespace {
+
+#if defined(__x86_64__)
+// Linux lets a process use the matrix unit's registers once it has asked (ARCH_REQ_XCOMP_PERM).
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr int request = 0x1023, tile_data = 18;
+  static bool const granted = syscall(SYS_arch_prctl, request, tile_data) == 0;
+  return granted && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile");
+#else
+  return false;
+#endif
+}
+#endif
 
 std::vector<const SimdKernels*> available() {
   std::vector<const SimdKernels*> kernels;
@@ -13,7 +31,9 @@ std::vector<const SimdKernels*> available() {
   bool const avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   bool const avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) kernels.push_back(&avx512_bf16_kernels);
+  bool const bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bf16 && may_use_amx()) kernels.push_back(&avx512_amx_kernels);
+  if (bf16) kernels.push_back(&avx512_bf16_kernels);
   if (avx512) kernels.push_back(&avx512_kernels);
   if (avx2) kernels.push_back(&avx2_kernels);
 #endif

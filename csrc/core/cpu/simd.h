@@ -32,7 +32,7 @@ std::vector<std::string> cpu_isas();
 std::string cpu_isa();
 void set_cpu_isa(const std::string& name);
 
-extern const SimdKernels avx512_bf16_kernels, avx512_kernels, avx2_kernels;  // defined on x86-64
+extern const SimdKernels avx512_amx_kernels, avx512_bf16_kernels, avx512_kernels, avx2_kernels;  // defined on x86-64
 extern const SimdKernels portable_kernels;
 
 // Files of their own: AVX-512 has byte products only with VNNI.

@@ -148,6 +148,7 @@ struct Team {
   template <class Panels>
   void run(int64_t from, int64_t to, Panels panels) const {
     int const stages = Sweep::stages(problem);
+    auto const unit = sweeps[0].matrix_unit();
     if (!shares_units()) {
       for (int g = 0; g < groups; ++g)
         for (int64_t s = from; s < to && sweeps[g].rows() > 0; ++s) {
