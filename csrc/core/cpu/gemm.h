@@ -311,8 +311,9 @@ class PackedGemm {
   }
 
   void finish(T* base, int64_t first, int64_t rows, int64_t p, const C* sums, Block const& block, bool add) const {
+    int64_t const begin = column_at(p), end = column_at(p + 1);  // divisions, which no vector should wait for
     for (int64_t row = first; row < first + rows; ++row)
-      for (int64_t column = column_at(p); column < column_at(p + 1); column += V::lanes, sums += V::lanes)
+      for (int64_t column = begin; column < end; column += V::lanes, sums += V::lanes)
         finish(base, row, column, load<V>(sums), block, add);
   }
   void finish(T* base, int64_t row, int64_t column, V sum, Block const& block, bool add) const {
