@@ -8,6 +8,8 @@
 #include <tuple>
 #include <utility>
 
+#include "cpu/simd.h"
+
 namespace rnnkern {
 namespace {
 
@@ -84,14 +86,16 @@ double floor_us(const Problem& p, int workers) {
 }
 
 // Threads share rows where there are rows for all; a single row's units only where a step is long enough to pay for a
-// barrier (0.3 us a step); and nothing where the whole call is shorter than waking a thread takes.
+// barrier (0.3 us a step); and nothing where the whole call is shorter than waking a thread takes. A matrix unit takes
+// several rows in the time of one, which a thread should have then.
 void share_work(const Problem& p, int threads, Plan& plan) {
   double const loop = recurrent_work(p), input = double(p.gate_size()) * p.input_size;
   double const total = double(p.rows) * p.groups * (loop + input);
   if (threads <= 1 || total < 1e6) return;
-  int64_t const rows = p.batch * p.groups;
-  bool const long_steps = loop >= (p.int8 ? 192e3 : 48e3) && p.steps > 1;
-  if (rows < threads) {
+  int64_t const rows = p.batch * p.groups, at_once = simd_rows_at_once(p.dtype);
+  bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3) && p.steps > 1;
+  bool const share_units = at_once > 1 && long_steps && p.batch < threads * at_once && p.groups % threads != 0;
+  if (rows < threads || share_units) {
     if (long_steps) plan.split = Split::units;
   } else {
     plan.split = p.steps > 1 ? Split::rows : Split::units;  // weights that are used once are read by one worker alone

@@ -73,6 +73,13 @@ std::string cpu_isa() { return kernels().name; }
 
 void set_cpu_isa(const std::string& name) { chosen = find(name, "instruction set"); }
 
+int simd_rows_at_once(Dtype dtype) {
+#if defined(__x86_64__)
+  if (dtype == Dtype::bfloat16 && &kernels() == &avx512_amx_kernels) return 16;
+#endif
+  return 1;
+}
+
 void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Plan& plan, CpuPlatform& platform) {
   if (problem.batch > 0 && !groups.empty())
     kernels().forward(problem, groups.data(), int(groups.size()), plan, platform);

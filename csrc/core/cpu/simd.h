@@ -26,6 +26,9 @@ struct SimdKernels {
   Int8Forward int8_forward;
 };
 
+// How many rows a product takes in the time of one, with the instruction set in use.
+int simd_rows_at_once(Dtype dtype);
+
 // Those that this machine can run, fastest first; the one in use; and the choice of another (Error on an unknown name).
 // RNNKERN_CPU_ISA chooses at the first use.
 std::vector<std::string> cpu_isas();
