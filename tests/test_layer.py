@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import helpers
+import rnnkern
 from comparison import assert_close
 from helpers import (
     CELLS,
@@ -69,11 +70,13 @@ def test_every_instruction_set_equals_the_reference(choice, isa):
 
 
 @every_cell
-@pytest.mark.skipif("avx512_bf16" not in instruction_sets(), reason="this processor has no dot products of bfloat16")
-def test_dot_products_of_bfloat16_serve_bfloat16_alone(cell):
+@pytest.mark.parametrize("name", ["avx512_bf16", "avx512_amx"])
+def test_dot_products_of_bfloat16_serve_bfloat16_alone(cell, name):
+    if name not in instruction_sets():
+        pytest.skip("this processor has no dot products of bfloat16")
     for dtype in helpers.DTYPES:  # operands that are rounded on the way leave other bits
         one = problem(cell, dtype=dtype, hidden_size=64)
-        with forced("avx512_bf16"):
+        with forced(name):
             dots = one.run()
         with forced("avx512"):
             same = [torch.equal(a, b) for a, b in zip(dots, one.run(), strict=True)]
@@ -149,6 +152,38 @@ def test_a_row_gives_what_it_gives_alone(cell, schedule, device):
         results = helpers.replace(one, tensors=alone).run()
         y, h_n, *rest = (out.narrow(dim, row, 1) for out, dim in zip(outputs, (1, 1, 1, 2), strict=False))
         assert_close(results, (y, h_n, *rest))
+
+
+@pytest.mark.parametrize(("batch", "hidden_size"), [(17, 33), (40, 80), (33, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("schedule", ["plain", "lengths+reset"])
+@every_cell
+def test_many_rows_equal_the_reference_and_each_has_its_bits_alone(cell, schedule, dtype, batch, hidden_size, isa):
+    """More than 16 rows and 32 of the depth, which a matrix unit takes at a time."""
+    sizes = {"batch": batch, "hidden_size": hidden_size, "input_size": 70, "dtype": dtype}
+    assert_equals_reference(comparable_problem(cell, schedule, **sizes))
+    one = problem(cell, schedule, **sizes | {"input_size": 1})  # its product has nothing to sum
+    y, h_n, *_ = one.run()
+    batch_dim = {"x": 1, "h_0": 1, "c_0": 1, "lengths": 0, "reset_mask": 1}
+    for row in (0, 15, batch - 1):
+        alone = {
+            name: t if t is None or name not in batch_dim else t.narrow(batch_dim[name], row, 1)
+            for name, t in one.tensors.items()
+        }
+        y_alone, h_alone, *_ = helpers.replace(one, tensors=alone).run()
+        assert torch.equal(y_alone[:, 0], y[: len(y_alone), row]) and torch.equal(h_alone[:, 0], h_n[:, row])
+
+
+@pytest.mark.skipif("avx512_amx" not in instruction_sets(), reason="this processor has no matrix unit")
+def test_the_matrix_unit_is_shared_with_other_libraries():
+    """Each has its own shape of the unit's registers."""
+    ours, theirs = (layer(40, 48).bfloat16() for layer in (rnnkern.LSTM, torch.nn.LSTM))
+    x = torch.randn(7, 20, 40).bfloat16()
+    with torch.inference_mode():
+        expected, others = ours(x)[0], theirs(x)[0]
+        for _ in range(3):
+            assert torch.equal(ours(x)[0], expected) and torch.equal(theirs(x)[0], others)
+            assert torch.equal(ours(x[:, :5])[0], expected[:, :5])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -134,7 +134,8 @@ class BackwardSweep {
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
-      if (stage == 0) return run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { candidate(a...); }));
+      if (stage == 0)
+        return run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { candidate(a...); }));
       run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { gate(a...); }));
     } else {
       if (stage == 1)
@@ -333,7 +334,7 @@ class BackwardSweep {
   const Timeline& time_;
   LiveRows rows_;
   BackwardRow<T>* row_;
-  packed_t<T>* copies_;  // see BackwardBuffers
+  packed_t<T>* copies_;    // see BackwardBuffers
   int64_t first_row_ = 0;  // of the turn
   int64_t live_ = 0;
   bool backwards_ = false;  // see PanelRange

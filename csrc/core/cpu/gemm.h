@@ -27,7 +27,7 @@ class PackedGemm {
   static constexpr int64_t kGroup = kUnit ? kUnitRows : 1;  // a strip begins with a multiple of so many rows
   static constexpr int64_t kStrip =
       kUnit ? 8 * kUnitRows : 8 * int64_t{kMaxAccumulators / kColumns};  // rows that share a panel while it is hot
-  static constexpr int64_t kNear = 4;            // panels that stay in the second cache while all rows pass by
+  static constexpr int64_t kNear = 4;  // panels that stay in the second cache while all rows pass by
   static constexpr bool kReadable = std::is_same_v<T, Operand>, kInPlace = kReadable && !kUnit;
 
  public:

@@ -10,6 +10,7 @@ namespace rnnkern::RNNKERN_ISA {
 
 constexpr int kUnitRows = 16, kUnitPairs = 16;
 constexpr int64_t kUnitElements = kUnitRows * kUnitPairs;  // pairs in a register, 1 KB
+constexpr int kSumRegister = 0, kOperandRegister = 4, kWeightRegister = 6, kRegisters = 8;
 
 #if defined(RNNKERN_MATRIX_UNIT)
 constexpr bool kMatrixUnit = true;
@@ -48,17 +49,15 @@ class MatrixUnit<Pair> {
       uint16_t bytes[16] = {};
       uint8_t lines[16] = {};
     } shape;
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < kRegisters; ++i) {
       shape.bytes[i] = 64;
-      shape.lines[i] = uint8_t(i < 6 ? rows : kUnitPairs);
+      shape.lines[i] = uint8_t(i < kWeightRegister ? rows : kUnitPairs);
     }
     asm volatile("ldtilecfg %0" ::"m"(shape));
   }
   ~MatrixUnit() { asm volatile("tilerelease"); }
   MatrixUnit(const MatrixUnit&) = delete;
 };
-
-constexpr int kSumRegister = 0, kOperandRegister = 4, kWeightRegister = 6;
 
 template <int REGISTER>
 RNNKERN_INLINE void unit_load(const Pair* from, int64_t stride) {
@@ -96,26 +95,25 @@ void pack_for_unit(Row row, int64_t count, int group, int64_t depth, Pair* out) 
   }
 }
 
-// Sums of GROUPS groups of rows by COLS vectors of columns. The weights' steps lie `width` vectors apart, a group's
-// operand `pitch` pairs behind the one before.
+// Sums of GROUPS groups of `group` rows by COLS vectors of columns. The weights' steps, and the sums' rows, lie `width`
+// vectors apart.
 template <int GROUPS, int COLS>
-void unit_tile(const Pair* panel, int width, const Pair* operand, int64_t pitch, int64_t blocks, float* out,
-               int64_t out_pitch, int group) {
+void unit_tile(const Pair* panel, int width, const Pair* operand, int64_t blocks, float* out, int group) {
   static_assert(GROUPS * COLS <= 4 && GROUPS <= 2);
   constexpr auto each = [](auto f) __attribute__((always_inline)) {
     [&]<int... C>(std::integer_sequence<int, C...>) __attribute__((always_inline)) {
       (f(std::integral_constant<int, C>{}), ...);
-    }
-    (std::make_integer_sequence<int, COLS>{});
+    }(std::make_integer_sequence<int, COLS>{});
   };
   int64_t const stride = width * kUnitPairs;
+  const Pair* second = operand + blocks * kUnitElements;
   each([](auto c) __attribute__((always_inline)) {
     unit_zero<kSumRegister + c>();
     if constexpr (GROUPS == 2) unit_zero<kSumRegister + COLS + c>();
   });
   for (int64_t k = 0; k < blocks; ++k, operand += kUnitElements, panel += stride * kUnitPairs) {
     unit_load<kOperandRegister>(operand, kUnitPairs);
-    if constexpr (GROUPS == 2) unit_load<kOperandRegister + 1>(operand + pitch, kUnitPairs);
+    if constexpr (GROUPS == 2) unit_load<kOperandRegister + 1>(second, kUnitPairs), second += kUnitElements;
     each([&](auto c) __attribute__((always_inline)) {
       unit_load<kWeightRegister + c % 2>(panel + c * kUnitPairs, stride);
       unit_multiply<kSumRegister + c, kOperandRegister, kWeightRegister + c % 2>();
@@ -124,8 +122,8 @@ void unit_tile(const Pair* panel, int width, const Pair* operand, int64_t pitch,
     });
   }
   each([&](auto c) __attribute__((always_inline)) {
-    unit_store<kSumRegister + c>(out + c * kUnitPairs, out_pitch);
-    if constexpr (GROUPS == 2) unit_store<kSumRegister + COLS + c>(out + group * out_pitch + c * kUnitPairs, out_pitch);
+    unit_store<kSumRegister + c>(out + c * kUnitPairs, stride);
+    if constexpr (GROUPS == 2) unit_store<kSumRegister + COLS + c>(out + group * stride + c * kUnitPairs, stride);
   });
 }
 
@@ -139,8 +137,7 @@ inline void unit_product(const Pair* panel, int columns, const Pair* operand, in
   int const most = groups == 1 ? 4 : 2;
   for (int c = 0, now; c < columns; c += now) {
     now = std::min(most, columns - c);
-    (groups == 1 ? one : two)[now - 1](panel + c * kUnitPairs, columns, operand, blocks * kUnitElements, blocks,
-                                       out + c * kUnitPairs, columns * kUnitPairs, group);
+    (groups == 1 ? one : two)[now - 1](panel + c * kUnitPairs, columns, operand, blocks, out + c * kUnitPairs, group);
   }
 }
 

@@ -130,8 +130,9 @@ struct Block {
 // memory.
 template <class C, class Row, class Finish>
 class WaitingBlocks {
+  // A matrix unit makes those of two groups of rows at a time.
   static constexpr int lanes = Vec<C>::lanes,
-                       kVectors = kMatrixUnit ? kMaxColumns / 2 * 2 * kUnitRows : 4 * kMaxAccumulators;
+                       kVectors = kMatrixUnit ? 2 * kUnitRows * kMaxColumns / 2 : 4 * kMaxAccumulators;
 
  public:
   WaitingBlocks(int gates, Finish& finish) : gates_(gates), finish_(finish) {}
@@ -180,7 +181,7 @@ auto each_block(F f) {
 // block before its product.
 template <class P, class Row, class Finish, class Ahead>
 RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row* rows, int64_t count, Finish&& finish,
-                               Ahead ahead) {
+                                   Ahead ahead) {
   constexpr int lanes = sums_t<P>::lanes;
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
   int64_t const steps = packed_steps<P>(set.depth);
