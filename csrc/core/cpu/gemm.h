@@ -28,6 +28,7 @@ class PackedGemm {
   static constexpr int64_t kStrip =
       kUnit ? 8 * kUnitRows : 8 * int64_t{kMaxAccumulators / kColumns};  // rows that share a panel while it is hot
   static constexpr int64_t kNear = 4;  // panels that stay in the second cache while all rows pass by
+  // Rows of A as they are stored: a vector multiplies them, a matrix unit only copies of them.
   static constexpr bool kReadable = std::is_same_v<T, Operand>, kInPlace = kReadable && !kUnit;
 
  public:

@@ -27,6 +27,12 @@ struct ForwardTurns {
 // Between rows of gates that nobody keeps: a cache line more, so that those of several rows lie in different sets.
 inline int64_t scratch_gates_stride(const Problem& problem) { return problem.gate_size() + 16; }
 
+// What a worker copies operands into (see PanelSet): it may have to run all rows.
+template <class Buffers>
+int64_t copied_elements(const Buffers& buffers, int64_t rows) {
+  return std::max(buffers.first.operand_elements(rows), buffers.second.operand_elements(rows));
+}
+
 // Biases, states and gates of one group whose panels are made. `gates` is where the gates go, or null.
 template <class Cell, class T, class Panels>
 void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, const Group& group, T* gates,
@@ -50,12 +56,6 @@ void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, c
     if (group.mask || !std::is_same_v<Operand, C>) buffers.operand[parity] = scratch<Operand>(platform, size);
   }
   if (two_stage_gru) buffers.z = scratch<C>(platform, size);
-}
-
-// What a worker needs at most: it may have to run all rows.
-template <class Buffers>
-int64_t copied_elements(const Buffers& buffers, int64_t rows) {
-  return std::max(buffers.first.operand_elements(rows), buffers.second.operand_elements(rows));
 }
 
 // The same with the panels of the group's weights.
