@@ -138,18 +138,23 @@ def test_padding_gives_zero_and_gets_gradient_zero(cell, schedule, device):
     assert torch.equal(d_x[padding.to(device)], torch.zeros_like(d_x[padding.to(device)]))
 
 
+def alone(one, row):
+    """The problem of one row of its batch."""
+    batch_dim = {"x": 1, "h_0": 1, "c_0": 1, "lengths": 0, "reset_mask": 1, "zoneout_h": 2, "zoneout_c": 2}
+    tensors = {
+        name: t if t is None or name not in batch_dim else t.narrow(batch_dim[name], row, 1)
+        for name, t in one.tensors.items()
+    }
+    return helpers.replace(one, tensors=tensors)
+
+
 @pytest.mark.parametrize("schedule", ["plain", "lengths", "reset", "lengths+reset"])
 @every_cell
 def test_a_row_gives_what_it_gives_alone(cell, schedule, device):
     one = problem(cell, schedule, device=device, batch=6, bidirectional=True, masks="zoneout_train")
-    batch_dim = {"x": 1, "h_0": 1, "c_0": 1, "lengths": 0, "reset_mask": 1, "zoneout_h": 2, "zoneout_c": 2}
     outputs = one.run()
     for row in range(6):
-        alone = {
-            name: t if t is None or name not in batch_dim else t.narrow(batch_dim[name], row, 1)
-            for name, t in one.tensors.items()
-        }
-        results = helpers.replace(one, tensors=alone).run()
+        results = alone(one, row).run()
         y, h_n, *rest = (out.narrow(dim, row, 1) for out, dim in zip(outputs, (1, 1, 1, 2), strict=False))
         assert_close(results, (y, h_n, *rest))
 
@@ -164,13 +169,8 @@ def test_many_rows_equal_the_reference_and_each_has_its_bits_alone(cell, schedul
     assert_equals_reference(comparable_problem(cell, schedule, **sizes))
     one = problem(cell, schedule, **sizes | {"input_size": 1})  # its product has nothing to sum
     y, h_n, *_ = one.run()
-    batch_dim = {"x": 1, "h_0": 1, "c_0": 1, "lengths": 0, "reset_mask": 1}
     for row in (0, 15, batch - 1):
-        alone = {
-            name: t if t is None or name not in batch_dim else t.narrow(batch_dim[name], row, 1)
-            for name, t in one.tensors.items()
-        }
-        y_alone, h_alone, *_ = helpers.replace(one, tensors=alone).run()
+        y_alone, h_alone, *_ = alone(one, row).run()
         assert torch.equal(y_alone[:, 0], y[: len(y_alone), row]) and torch.equal(h_alone[:, 0], h_n[:, row])
 
 

@@ -147,6 +147,11 @@ class WaitingBlocks {
                        sums_ + count_ * gates_ * lanes};
     ++count_;
   }
+  // All blocks of a panel, of rows that follow each other.
+  RNNKERN_INLINE void add_all(Row* rows, int64_t count, const Panel& panel) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int s = 0; s < panel.blocks; ++s) add(rows[i], panel, s);
+  }
   RNNKERN_INLINE void finish_all() {
     finish_(blocks_, count_);
     count_ = 0;
@@ -218,8 +223,7 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
         tile_table<P>.at[set.streamed][width][now](weights, set.depth, operand, 1, {sums + c * lanes, columns * lanes},
                                                    lines);
       }
-      for (int i = 0; i < now; ++i)
-        for (int s = 0; s < panel.blocks; ++s) waiting.add(rows[r + i], panel, s);
+      waiting.add_all(rows + r, now, panel);
     }
   }
   waiting.finish_all();
@@ -247,8 +251,7 @@ RNNKERN_INLINE void run_on_unit(const PanelSet<P>& set, PanelRange range, Row* r
       auto* const sums = waiting.room(groups * group * panel.blocks);
       unit_product(set.data + panel.data, set.columns(panel), operands + r / group * blocks * kUnitElements, groups,
                    blocks, sums, group);
-      for (int i = 0; i < now; ++i)
-        for (int s = 0; s < panel.blocks; ++s) waiting.add(rows[r + i], panel, s);
+      waiting.add_all(rows + r, now, panel);
     }
   }
   waiting.finish_all();
