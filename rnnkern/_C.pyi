@@ -44,4 +44,7 @@ def infer(
     batch_first: bool,
     heads: int,
     zoneout: float,
+    biases: Sequence[Tensor] | None = None,
+    hidden_size: int = 0,
+    proj_size: int = 0,
 ) -> tuple[Tensor, Any] | None: ...

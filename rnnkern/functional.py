@@ -147,7 +147,6 @@ def run(
         and reset_mask is None
         and not return_state_sequence
         and not (training and (dropout or recurrent_dropout or zoneout))
-        and not isinstance(weights, int8.Weights)
     ):
         result = infer(cell, input, hx, weights, num_layers, bidirectional, batch_first, heads, zoneout)
         if result is not None:
@@ -308,7 +307,7 @@ def _stack(
             )
         if isinstance(weights, int8.Weights):
             y, h_layer, c_layer, cells = int8.layer(
-                weights.layers[layer], x, h, c, lengths, reset_mask, batch_sizes, zoneout, cell=cell,
+                weights.of_layer(layer), x, h, c, lengths, reset_mask, batch_sizes, zoneout, cell=cell,
                 hidden_size=hidden, bidirectional=bidirectional, heads=heads,
                 want_cells=lstm and return_state_sequence,
             )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkern import _C
+from rnnkern import _C, int8
 from rnnkern.checks import initial_states
 from rnnkern.torch_private import dual_level
 
@@ -19,7 +19,7 @@ def infer(
     cell: str,
     x: Tensor,
     hx: Any,
-    weights: Sequence[Tensor],
+    weights: Sequence[Tensor] | int8.Weights,
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
@@ -36,6 +36,13 @@ def infer(
         return None
     try:
         h_0, c_0 = initial_states(hx, cell)
-        return _C.infer(x, weights, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout)
+        if not isinstance(weights, int8.Weights):
+            return _C.infer(x, weights, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout)
+        if x.shape[-1] != weights.input_size:  # packed weights are as wide as the next multiple of four
+            return None
+        return _C.infer(
+            x, weights.packed, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout, weights.biases,
+            weights.hidden_size, weights.proj_size,
+        )  # fmt: skip
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None

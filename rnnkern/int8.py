@@ -68,10 +68,24 @@ def pack_direction(weights: Sequence[Tensor], cell: str, heads: int) -> dict[str
 class Weights:
     """All layers' weights as `functional.run` takes them in place of float ones."""
 
-    layers: list[tuple[list[Tensor], list[Tensor]]]  # each: packed weights of all directions, and biases
+    packed: list[Tensor]  # layer by layer, of all directions
+    biases: list[Tensor]
+    num_layers: int
     input_size: int
     hidden_size: int
-    state_size: int  # R
+    proj_size: int
+
+    @property
+    def state_size(self) -> int:  # R
+        return self.proj_size or self.hidden_size
+
+    def of_layer(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The packed weights, and the biases."""
+        packed, biases = (
+            every[index * len(every) // self.num_layers : (index + 1) * len(every) // self.num_layers]
+            for every in (self.packed, self.biases)
+        )
+        return packed, biases
 
     def check(self, x: Tensor) -> None:
         if x.device.type not in ("cpu", "meta"):

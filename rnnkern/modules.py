@@ -137,42 +137,8 @@ class Recurrent(torch.nn.RNNBase):
             input_t: `[B, I]` or `[I]`.
             hx: as `forward` takes and gives it.
         """
-        if not self.bidirectional and self._steps_directly():
-            result = self._direct_step(input_t, hx)
-            if result is not None:
-                return result
-        return step_by_forward(self, input_t, hx)
-
-    def _steps_directly(self) -> bool:
-        """Whether nothing stands between a step and the kernel: no other forward, no hook, no random mask."""
-        return not (
-            overrides_forward(self, Recurrent)
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or self._backward_hooks
-            or self._backward_pre_hooks
-            or any(GLOBAL_HOOKS)
-            or (self.training and (self.dropout or self.recurrent_dropout or self.weight_dropout or self.zoneout))
-        )
-
-    def _direct_step(self, input_t: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
-        """The step by the kernels alone; None where `infer` gives none."""
-        lstm = self.mode == "LSTM"
-        batched = input_t.dim() == 2
-        if not batched:
-            if input_t.dim() != 1:
-                return None
-            input_t = input_t.unsqueeze(0)
-            try:
-                if hx is not None:
-                    hx = [s.unsqueeze(1) for s in checks.lstm_states(hx, "lstm")] if lstm else hx.unsqueeze(1)
-            except (AttributeError, TypeError, IndexError, RuntimeError):
-                return None
-        result = infer(self.cell, input_t, hx, self.weights(), self.num_layers, False, False, self.heads, self.zoneout)
-        if batched or result is None:
-            return result
-        y, state = result
-        return y.squeeze(0), tuple(s.squeeze(1) for s in state) if lstm else state.squeeze(1)
+        is_random = self.training and (self.dropout or self.recurrent_dropout or self.weight_dropout or self.zoneout)
+        return step_of(self, Recurrent, bool(is_random), input_t, hx)
 
     def to_torch(self) -> torch.nn.RNNBase:
         """The equal torch.nn layer, sharing parameters and training mode; ValueError where there is none."""
@@ -206,6 +172,45 @@ class Recurrent(torch.nn.RNNBase):
 def overrides_forward(module: torch.nn.Module, cls: type[torch.nn.Module]) -> bool:
     """Whether a call of `module` runs another `forward` than that of `cls`."""
     return type(module).forward is not cls.forward or "forward" in vars(module)
+
+
+def step_of(layer: Any, cls: type[torch.nn.Module], is_random: bool, input_t: Tensor, hx: Any) -> tuple[Tensor, Any]:
+    """One time step of a layer: by the kernels alone where `forward` would be no other than that of `cls`, no hook runs
+    and no mask is drawn, else by a call of the layer."""
+    if not (
+        layer.bidirectional
+        or is_random
+        or overrides_forward(layer, cls)
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or any(GLOBAL_HOOKS)
+    ):
+        result = direct_step(layer, input_t, hx)
+        if result is not None:
+            return result
+    return step_by_forward(layer, input_t, hx)
+
+
+def direct_step(layer: Any, input_t: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
+    """The step by the kernels alone; None where `infer` gives none."""
+    cell = layer.cell
+    batched = input_t.dim() == 2
+    if not batched:
+        if input_t.dim() != 1:
+            return None
+        input_t = input_t.unsqueeze(0)
+        try:
+            if hx is not None:
+                hx = [s.unsqueeze(1) for s in checks.lstm_states(hx, cell)] if cell == "lstm" else hx.unsqueeze(1)
+        except (AttributeError, TypeError, IndexError, RuntimeError):
+            return None
+    result = infer(cell, input_t, hx, layer.weights(), layer.num_layers, False, False, layer.heads, layer.zoneout)
+    if batched or result is None:
+        return result
+    y, state = result
+    return y.squeeze(0), tuple(s.squeeze(1) for s in state) if cell == "lstm" else state.squeeze(1)
 
 
 def step_by_forward(layer: Any, input_t: Tensor, hx: Any) -> tuple[Tensor, Any]:

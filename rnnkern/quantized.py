@@ -36,25 +36,25 @@ class QuantizedLayer(nn.Module):
         suffixes = [f"l{index}{direction}" for index in range(self.num_layers) for direction in directions]
         weights = layer.weights()
         count = len(weights) // len(suffixes)
-        # A layer's buffers in the operator's order: weights of all directions, and biases.
-        self.names: list[tuple[list[str], list[str]]] = [([], []) for _ in range(self.num_layers)]
+        # The buffers in the operator's order: packed weights, and biases.
+        self.weight_names: list[str] = []
+        self.bias_names: list[str] = []
         for index, suffix in enumerate(suffixes):
             own = weights[index * count : (index + 1) * count]
-            names, bias_names = self.names[index // len(directions)]
             for matrix, parts in int8.pack_direction(own, self.cell, self.heads).items():
                 for part, tensor in zip(("", "_scale", "_sum"), parts, strict=True):
-                    names.append(f"weight_{matrix}_{suffix}{part}")
-                    self.register_buffer(names[-1], tensor)
+                    self.weight_names.append(f"weight_{matrix}_{suffix}{part}")
+                    self.register_buffer(self.weight_names[-1], tensor)
             for side, bias in zip(("ih", "hh"), own[2:4], strict=True) if self.bias else ():
-                bias_names.append(f"bias_{side}_{suffix}")
-                self.register_buffer(bias_names[-1], bias.detach().clone())
+                self.bias_names.append(f"bias_{side}_{suffix}")
+                self.register_buffer(self.bias_names[-1], bias.detach().clone())
         self.train(layer.training)
 
     def weights(self) -> int8.Weights:
         """The weights as they are now."""
         buffers: dict[str, Any] = self._buffers
-        layers = [([buffers[name] for name in one], [buffers[name] for name in other]) for one, other in self.names]
-        return int8.Weights(layers, self.input_size, self.hidden_size, self.proj_size or self.hidden_size)
+        packed, biases = ([buffers[name] for name in names] for names in (self.weight_names, self.bias_names))
+        return int8.Weights(packed, biases, self.num_layers, self.input_size, self.hidden_size, self.proj_size)
 
     def forward(
         self,
@@ -73,7 +73,7 @@ class QuantizedLayer(nn.Module):
 
     def step(self, input_t: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """One time step `[B, I]` or `[I]` of a stream: `(output_t, hx)`, equal to `forward` on one step."""
-        return modules.step_by_forward(self, input_t, hx)
+        return modules.step_of(self, QuantizedLayer, False, input_t, hx)
 
     def extra_repr(self) -> str:
         return f"{self.shown}, weights=int8"

@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 import helpers
 import rnnkern
-from comparison import assert_close, error, tensors_of
-from helpers import CELLS, every_cell, instruction_sets, named, pairwise, problem
+from comparison import assert_close, error, states, tensors_of
+from helpers import CELLS, OperatorCalls, every_cell, instruction_sets, named, pairwise, problem
 from rnnkern import _C, int8, reference
 
 OPTIONS = {
@@ -210,6 +210,26 @@ def test_steps_are_the_sequence(name):
     assert torch.equal(torch.stack(outputs), time(whole))
     for one, other in zip(tensors_of(state), tensors_of(hx), strict=True):
         assert torch.equal(one, other)
+
+
+@every_layer
+@pytest.mark.parametrize("given", [True, False])
+@torch.no_grad()
+def test_plain_calls_go_past_the_operator_with_its_bits(name, given, monkeypatch):
+    ours, layer = quantized(name)
+    x = torch.randn(3, 4, 20)
+    hx = states(layer, 3 if layer.batch_first else 4, torch.float32, requires_grad=False) if given else None
+    calls = [lambda: ours(x, hx)]
+    if not layer.bidirectional:
+        calls.append(lambda: ours.step(x[0], None if layer.batch_first else hx))
+    for call in calls:
+        with OperatorCalls() as operators:
+            expected = tensors_of(call())
+        assert operators.names == ["int8_forward"] * layer.num_layers
+        with monkeypatch.context() as patch:
+            patch.setattr(int8, "layer", lambda *_, **__: pytest.fail("the operator was called"))
+            found = tensors_of(call())
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @every_layer

@@ -221,7 +221,7 @@ Layer::Layer(const LayerArguments& arguments) {
     problem.int8 = true;
     problem.bias = weights_per_direction == 2;
     problem.hidden_size = arguments.hidden_size;
-    if (arguments.projection) problem.proj_size = arguments.h_0.size(-1);
+    problem.proj_size = arguments.proj_size;
   } else {
     read_sizes(arguments.weights);
   }
@@ -362,11 +362,11 @@ void run_forward(Layer& layer) {
   });
 }
 
-void run_int8_forward(Layer& layer, const std::vector<Int8Group>& weights) {
+void run_forward(Int8Layer& layer) {
   translate_errors([&] {
     Plan const plan = rnnkern::plan(layer.problem, max_workers());
     TorchCpuPlatform platform;
-    simd_int8_forward(layer.problem, layer.groups, weights, plan, platform);
+    simd_int8_forward(layer.problem, layer.groups, layer.packed_weights, plan, platform);
   });
 }
 

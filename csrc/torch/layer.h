@@ -33,9 +33,8 @@ struct LayerArguments {
   int64_t heads;
   bool ensemble;
   bool one_step = false;  // x is [B, I]
-  // With weights in int8 (int8.cpp), not 0: `weights` are then the biases alone, and the groups have no other.
-  int64_t hidden_size = 0;
-  bool projection = false;
+  // With weights in int8 (Int8Layer), not 0: `weights` are then the biases alone, and the groups have no other.
+  int64_t hidden_size = 0, proj_size = 0;
 };
 
 // Sizes, pointers and the tensors that own them. Groups are member-major: member * directions + direction.
@@ -66,9 +65,16 @@ struct Layer {
   void read_sizes(at::TensorList weights);
 };
 
+// A layer with weights in int8, packed as rnnkern/int8.py says: inference in float32 on the CPU.
+struct Int8Layer : Layer {
+  std::vector<Int8Group> packed_weights;  // of each direction
+
+  Int8Layer(const LayerArguments& arguments, at::TensorList weights);
+};
+
 // Runs the core; its errors become Python's ValueError.
 void run_forward(Layer& layer);
-void run_int8_forward(Layer& layer, const std::vector<Int8Group>& weights);
+void run_forward(Int8Layer& layer);
 void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients);
 
 int max_workers();

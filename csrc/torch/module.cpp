@@ -147,20 +147,30 @@ bool is_plain(py::handle object) {
          !(c10::GradMode::is_enabled() && THPVariable_Unpack(object.ptr()).requires_grad());
 }
 
+// All layers' weights, flat. In int8: with the biases apart, and the sizes that packed weights do not show.
+struct Weights {
+  std::vector<Tensor> all, biases;
+  int64_t hidden_size = 0, proj_size = 0;
+};
+
+at::TensorList of_layer(const std::vector<Tensor>& all, int64_t l, int64_t num_layers) {
+  size_t const count = all.size() / num_layers;
+  return {all.data() + l * count, count};
+}
+
 // All layers without autograd, on x [T, B, I] (`batch_first`: [B, T, I]) or one time step [B, I]: (y, h_n, c_n). The
 // states are zero where none are given.
-std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const std::vector<Tensor>& weights,
-                                                 const OptionalTensor& h_0, const OptionalTensor& c_0,
-                                                 const std::string& cell, int64_t num_layers, bool bidirectional,
-                                                 bool batch_first, int64_t heads, double zoneout) {
+std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const Weights& weights, const OptionalTensor& h_0,
+                                                 const OptionalTensor& c_0, const std::string& cell, int64_t num_layers,
+                                                 bool bidirectional, bool batch_first, int64_t heads, double zoneout) {
   RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
   at::AutoDispatchBelowAutograd below;
   int64_t const directions = bidirectional ? 2 : 1, all = num_layers * directions;
-  TORCH_CHECK_VALUE(num_layers > 0 && weights.size() % num_layers == 0, "weights: expected a multiple of ", num_layers,
-                    ", got ", weights.size());
-  size_t const per_layer = weights.size() / num_layers;
+  for (auto const* tensors : {&weights.all, &weights.biases})
+    TORCH_CHECK_VALUE(num_layers > 0 && tensors->size() % num_layers == 0, "weights: expected a multiple of ",
+                      num_layers, ", got ", tensors->size());
   bool const one_step = x.dim() == 2;
-  auto const of_layer = [&](const OptionalTensor& states, const char* name, int64_t l) {
+  auto const states = [&](const OptionalTensor& states, const char* name, int64_t l) {
     if (!states || num_layers == 1) return states.value_or(Tensor());
     TORCH_CHECK_VALUE(states->dim() == 3 && states->size(0) == all, name, ": expected ", all,
                       " layers and directions, got ", states->sizes());
@@ -169,11 +179,7 @@ std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const std::vec
   OptionalTensor h_n, c_n;
   OptionalTensor const none;
   Tensor output = batch_first && !one_step ? x.transpose(0, 1) : x;
-  for (int64_t l = 0; l < num_layers; ++l) {
-    Tensor const input = output;
-    Layer layer({input, at::TensorList(weights.data() + l * per_layer, per_layer), of_layer(h_0, "h_0", l),
-                 of_layer(c_0, "c_0", l), none, none, none, none, none, none, zoneout, cell, bidirectional, heads,
-                 false, one_step});
+  auto const run = [&](auto layer, int64_t l) {
     Problem const& problem = layer.problem;
     int64_t const batch = problem.batch, size = problem.state_size();
     if (l == 0) {
@@ -182,32 +188,52 @@ std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const std::vec
     }
     output = one_step ? at::empty({batch, directions * size}, x.options())
                       : at::empty({problem.steps, batch, directions * size}, x.options());
-    layer.set_results(output, of_layer(h_n, "h_n", l), of_layer(c_n, "c_n", l));
+    layer.set_results(output, states(h_n, "h_n", l), states(c_n, "c_n", l));
     run_forward(layer);
+  };
+  for (int64_t l = 0; l < num_layers; ++l) {
+    Tensor const input = output, h = states(h_0, "h_0", l);
+    OptionalTensor const c = states(c_0, "c_0", l);
+    bool const int8 = weights.hidden_size > 0;
+    at::TensorList const own = of_layer(weights.all, l, num_layers), biases = of_layer(weights.biases, l, num_layers);
+    LayerArguments arguments{input, int8 ? biases : own, h,     c,     none,    none, none, none, none, none, zoneout,
+                             cell,  bidirectional,       heads, false, one_step};
+    arguments.hidden_size = weights.hidden_size, arguments.proj_size = weights.proj_size;
+    if (int8) {
+      run(Int8Layer(arguments, own), l);
+    } else {
+      run(Layer(arguments), l);
+    }
   }
   return {batch_first && !one_step ? output.transpose(0, 1) : output, *h_n, c_n};
 }
 
 // The same for Python: (y, hx) as a layer gives them; None where something stands between a call and its kernels, or a
-// gradient is needed.
+// gradient is needed. `biases` and the sizes: of int8 weights.
 py::object infer_if_plain(py::handle x, const py::object& weights, py::handle h_0, py::handle c_0,
                           const std::string& cell, int64_t num_layers, bool bidirectional, bool batch_first,
-                          int64_t heads, double zoneout) {
+                          int64_t heads, double zoneout, py::handle biases, int64_t hidden_size, int64_t proj_size) {
   auto const unpacked = [](py::handle object) -> OptionalTensor {
     return object.is_none() ? OptionalTensor() : THPVariable_Unpack(object.ptr());
   };
   if (!straight_to_kernels() || !is_plain(x) || !(h_0.is_none() || is_plain(h_0)) || !(c_0.is_none() || is_plain(c_0)))
     return py::none();
-  std::vector<Tensor> tensors;
-  for (py::handle weight : py::list(weights)) {
-    if (!is_plain(weight)) return py::none();
-    tensors.push_back(THPVariable_Unpack(weight.ptr()));
-  }
+  Weights own{{}, {}, hidden_size, proj_size};
+  auto const take = [](const py::list& from, std::vector<Tensor>& to) {
+    for (py::handle tensor : from) {
+      if (!is_plain(tensor)) return false;
+      to.push_back(THPVariable_Unpack(tensor.ptr()));
+    }
+    return true;
+  };
+  if (!take(weights, own.all) ||
+      !(biases.is_none() || take(py::list(py::reinterpret_borrow<py::object>(biases)), own.biases)))
+    return py::none();
   const Tensor& input = THPVariable_Unpack(x.ptr());
   OptionalTensor const h = unpacked(h_0), c = unpacked(c_0);
   auto const run = [&] {
     py::gil_scoped_release released;
-    return infer(input, tensors, h, c, cell, num_layers, bidirectional, batch_first, heads, zoneout);
+    return infer(input, own, h, c, cell, num_layers, bidirectional, batch_first, heads, zoneout);
   };
   auto const [y, h_n, c_n] = run();
   if (!c_n) return py::make_tuple(y, h_n);
@@ -240,5 +266,5 @@ PYBIND11_MODULE(_C, module) {
              py::arg("threads") = 0, py::arg("device_index") = 0, py::arg("gpu") = py::none());
   module.def("infer", infer_if_plain, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
              py::arg("num_layers"), py::arg("bidirectional"), py::arg("batch_first"), py::arg("heads"),
-             py::arg("zoneout"));
+             py::arg("zoneout"), py::arg("biases") = py::none(), py::arg("hidden_size") = 0, py::arg("proj_size") = 0);
 }
