@@ -142,7 +142,9 @@ class ForwardSweep {
         return run_stage(buffers_.first, buffers_.w_first, range, each_block([&](auto&&... a) { gate(a...); }));
       run_stage(buffers_.second, buffers_.w_second, range, each_block([&](auto&&... a) { candidate(a...); }));
     } else {
-      if (stage == 0) return run_stage(buffers_.first, buffers_.w_first, range, [&](auto&&... a) { steps(a...); });
+      if (stage == 0)
+        return run_stage(buffers_.first, buffers_.w_first, range,
+                         [&](auto&&... a) __attribute__((flatten)) { steps(a...); });
       run_stage(buffers_.second, buffers_.w_second, range, each_block([&](auto&&... a) { project(a...); }));
     }
   }

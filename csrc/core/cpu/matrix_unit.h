@@ -85,12 +85,13 @@ void pack_for_unit(Row row, int64_t count, int group, int64_t depth, Pair* out) 
   int64_t const blocks = unit_blocks<Pair>(depth), whole = depth / (2 * kUnitPairs);
   for (int64_t r = 0; r < count; r += group, out += blocks * kUnitElements) {
     for (int i = 0; i < group; ++i) {
-      Pair* to = out + i * kUnitPairs;
-      const BFloat16* const from = r + i < count ? row(r + i) : nullptr;
-      for (int64_t k = 0; k < blocks; ++k, to += kUnitElements)
-        store_packed(to, !from       ? Vec<float>(0.0f)
-                         : k < whole ? load_steps<Pair>(from + k * 2 * kUnitPairs)
-                                     : load_steps<Pair>(from, k * kUnitPairs, depth));
+      Pair* const to = out + i * kUnitPairs;
+      bool const there = r + i < count;
+      const BFloat16* const from = there ? row(r + i) : nullptr;
+      int64_t k = 0;
+      for (; there && k < whole; ++k) store_packed(to + k * kUnitElements, load_steps<Pair>(from + k * 2 * kUnitPairs));
+      for (; k < blocks; ++k)
+        store_packed(to + k * kUnitElements, there ? load_steps<Pair>(from, k * kUnitPairs, depth) : Vec<float>(0.0f));
     }
   }
 }

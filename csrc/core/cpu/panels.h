@@ -179,7 +179,7 @@ RNNKERN_INLINE void for_blocks(Block<Row, C>* blocks, int count, F f) {
 }
 template <class F>
 auto each_block(F f) {
-  return [f](auto* blocks, int count) { for_blocks(blocks, count, f); };
+  return [f](auto* blocks, int count) __attribute__((flatten)) { for_blocks(blocks, count, f); };
 }
 
 // Runs panels over `count` rows; finish(blocks, count) takes the sums of some of them, ahead(row, unit) hears of each
