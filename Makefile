@@ -22,7 +22,7 @@ BIN := $(abspath $(VENV))/bin
 BUILD := $(abspath $(VENV))/build
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # One build folder holds the extension and the C++ tests, so that both link the same core.
-BUILD_ENV := RNNKERN_BUILD_DIR=$(BUILD) CMAKE_ARGS=-DRNNKERN_TESTS=ON
+BUILD_ENV := RNNKERN_BUILD_DIR=$(BUILD) CMAKE_ARGS="-DRNNKERN_TESTS=ON $(CMAKE_ARGS)"
 TORCH_STAMP := $(VENV)/.stamp-$(subst =,-,$(TORCH))
 
 .PHONY: build test test-compose bench grid report figures test-report sanitize kernels gpu lint format clean distclean

@@ -44,7 +44,7 @@ def infer(
     batch_first: bool,
     heads: int,
     zoneout: float,
-    biases: Sequence[Tensor] | None = None,
+    biases: Sequence[Tensor] = (),
     hidden_size: int = 0,
     proj_size: int = 0,
 ) -> tuple[Tensor, Any] | None: ...

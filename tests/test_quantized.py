@@ -321,6 +321,17 @@ def test_wrong_inputs_raise():
 
 
 @torch.no_grad()
+def test_negative_views_are_read_as_what_they_stand_for():
+    ours, _ = quantized("lstm")
+    x = torch.randn(3, 2, 20)
+    expected = ours(x)[0]
+    assert torch.equal(ours(torch._neg_view(-x))[0], expected)
+    ours.weight_hh_l0_scale = torch._neg_view(-ours.weight_hh_l0_scale)
+    assert torch.equal(ours(x)[0], expected)
+    assert torch.equal(ours.step(x[0])[0], expected[0])
+
+
+@torch.no_grad()
 def test_autocast_and_training_mode_change_nothing():
     ours = rnnkern.quantize_dynamic(torch.nn.LSTM(20, 48, num_layers=2, dropout=0.5))
     assert ours.training

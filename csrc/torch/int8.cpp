@@ -37,6 +37,7 @@ class Int8Checker {
     TORCH_CHECK_TYPE(tensor.scalar_type() == c10::CppTypeToScalarType<T>::value, name, ": expected dtype ",
                      c10::CppTypeToScalarType<T>::value, ", got ", tensor.scalar_type());
     TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on the CPU, got one on ", tensor.device());
+    TORCH_CHECK(!tensor.is_neg(), name, ": expected values as they lie in memory, got a negative view");
     layer_.owned.push_back(tensor.contiguous());
     return layer_.owned.back().template const_data_ptr<T>();
   }
@@ -65,6 +66,8 @@ const LayerArguments& checked(const LayerArguments& arguments, at::TensorList we
 
 Int8Layer::Int8Layer(const LayerArguments& arguments, at::TensorList weights) : Layer(checked(arguments, weights)) {
   bool const two_stage_gru = problem.cell == CellKind::gru_v1, projection = problem.proj_size > 0;
+  TORCH_CHECK_VALUE(!projection || problem.cell == CellKind::lstm, "proj_size: expected 0 for cell ", arguments.cell,
+                    ", got ", problem.proj_size);
   size_t const per_direction = weights.size() / directions, expected = two_stage_gru || projection ? 9 : 6;
   TORCH_CHECK_VALUE(per_direction == expected, "weights: expected ", expected, " tensors per direction for cell ",
                     arguments.cell, ", got ", per_direction);

@@ -33,8 +33,9 @@ struct LayerArguments {
   int64_t heads;
   bool ensemble;
   bool one_step = false;  // x is [B, I]
-  // With weights in int8 (Int8Layer), not 0: `weights` are then the biases alone, and the groups have no other.
-  int64_t hidden_size = 0, proj_size = 0;
+  // Of weights in int8 (Int8Layer), else 0: `weights` are then the biases alone, and the groups have no other.
+  int64_t hidden_size = 0;
+  int64_t proj_size = 0;  // 0 without a projection
 };
 
 // Sizes, pointers and the tensors that own them. Groups are member-major: member * directions + direction.

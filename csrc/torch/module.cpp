@@ -165,14 +165,14 @@ std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const Weights&
                                                  bool bidirectional, bool batch_first, int64_t heads, double zoneout) {
   RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
   at::AutoDispatchBelowAutograd below;
-  int64_t const directions = bidirectional ? 2 : 1, all = num_layers * directions;
+  int64_t const directions = bidirectional ? 2 : 1, state_rows = num_layers * directions;
   for (auto const* tensors : {&weights.all, &weights.biases})
     TORCH_CHECK_VALUE(num_layers > 0 && tensors->size() % num_layers == 0, "weights: expected a multiple of ",
                       num_layers, ", got ", tensors->size());
-  bool const one_step = x.dim() == 2;
-  auto const states = [&](const OptionalTensor& states, const char* name, int64_t l) {
+  bool const one_step = x.dim() == 2, int8 = weights.hidden_size > 0;
+  auto const states_of_layer = [&](const OptionalTensor& states, const char* name, int64_t l) {
     if (!states || num_layers == 1) return states.value_or(Tensor());
-    TORCH_CHECK_VALUE(states->dim() == 3 && states->size(0) == all, name, ": expected ", all,
+    TORCH_CHECK_VALUE(states->dim() == 3 && states->size(0) == state_rows, name, ": expected ", state_rows,
                       " layers and directions, got ", states->sizes());
     return states->narrow(0, l * directions, directions);
   };
@@ -183,24 +183,38 @@ std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const Weights&
     Problem const& problem = layer.problem;
     int64_t const batch = problem.batch, size = problem.state_size();
     if (l == 0) {
-      h_n = at::empty({all, batch, size}, x.options());
-      if (facts(problem.cell).has_cell) c_n = at::empty({all, batch, problem.hidden_size}, x.options());
+      h_n = at::empty({state_rows, batch, size}, x.options());
+      if (facts(problem.cell).has_cell) c_n = at::empty({state_rows, batch, problem.hidden_size}, x.options());
     }
     output = one_step ? at::empty({batch, directions * size}, x.options())
                       : at::empty({problem.steps, batch, directions * size}, x.options());
-    layer.set_results(output, states(h_n, "h_n", l), states(c_n, "c_n", l));
+    layer.set_results(output, states_of_layer(h_n, "h_n", l), states_of_layer(c_n, "c_n", l));
     run_forward(layer);
   };
   for (int64_t l = 0; l < num_layers; ++l) {
-    Tensor const input = output, h = states(h_0, "h_0", l);
-    OptionalTensor const c = states(c_0, "c_0", l);
-    bool const int8 = weights.hidden_size > 0;
-    at::TensorList const own = of_layer(weights.all, l, num_layers), biases = of_layer(weights.biases, l, num_layers);
-    LayerArguments arguments{input, int8 ? biases : own, h,     c,     none,    none, none, none, none, none, zoneout,
-                             cell,  bidirectional,       heads, false, one_step};
-    arguments.hidden_size = weights.hidden_size, arguments.proj_size = weights.proj_size;
+    Tensor const input = output, h = states_of_layer(h_0, "h_0", l);
+    OptionalTensor const c = states_of_layer(c_0, "c_0", l);
+    at::TensorList const of_l = of_layer(weights.all, l, num_layers), biases = of_layer(weights.biases, l, num_layers);
+    LayerArguments const arguments{.x = input,
+                                   .weights = int8 ? biases : of_l,
+                                   .h_0 = h,
+                                   .c_0 = c,
+                                   .lengths = none,
+                                   .reset_mask = none,
+                                   .batch_sizes = none,
+                                   .recurrent_mask = none,
+                                   .zoneout_h = none,
+                                   .zoneout_c = none,
+                                   .zoneout = zoneout,
+                                   .cell = cell,
+                                   .bidirectional = bidirectional,
+                                   .heads = heads,
+                                   .ensemble = false,
+                                   .one_step = one_step,
+                                   .hidden_size = weights.hidden_size,
+                                   .proj_size = weights.proj_size};
     if (int8) {
-      run(Int8Layer(arguments, own), l);
+      run(Int8Layer(arguments, of_l), l);
     } else {
       run(Layer(arguments), l);
     }
@@ -212,7 +226,8 @@ std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const Weights&
 // gradient is needed. `biases` and the sizes: of int8 weights.
 py::object infer_if_plain(py::handle x, const py::object& weights, py::handle h_0, py::handle c_0,
                           const std::string& cell, int64_t num_layers, bool bidirectional, bool batch_first,
-                          int64_t heads, double zoneout, py::handle biases, int64_t hidden_size, int64_t proj_size) {
+                          int64_t heads, double zoneout, const py::object& biases, int64_t hidden_size,
+                          int64_t proj_size) {
   auto const unpacked = [](py::handle object) -> OptionalTensor {
     return object.is_none() ? OptionalTensor() : THPVariable_Unpack(object.ptr());
   };
@@ -226,9 +241,7 @@ py::object infer_if_plain(py::handle x, const py::object& weights, py::handle h_
     }
     return true;
   };
-  if (!take(weights, own.all) ||
-      !(biases.is_none() || take(py::list(py::reinterpret_borrow<py::object>(biases)), own.biases)))
-    return py::none();
+  if (!take(weights, own.all) || !take(biases, own.biases)) return py::none();
   const Tensor& input = THPVariable_Unpack(x.ptr());
   OptionalTensor const h = unpacked(h_0), c = unpacked(c_0);
   auto const run = [&] {
@@ -266,5 +279,5 @@ PYBIND11_MODULE(_C, module) {
              py::arg("threads") = 0, py::arg("device_index") = 0, py::arg("gpu") = py::none());
   module.def("infer", infer_if_plain, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
              py::arg("num_layers"), py::arg("bidirectional"), py::arg("batch_first"), py::arg("heads"),
-             py::arg("zoneout"), py::arg("biases") = py::none(), py::arg("hidden_size") = 0, py::arg("proj_size") = 0);
+             py::arg("zoneout"), py::arg("biases") = py::tuple(), py::arg("hidden_size") = 0, py::arg("proj_size") = 0);
 }

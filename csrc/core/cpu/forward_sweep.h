@@ -144,7 +144,7 @@ class ForwardSweep {
     } else {
       if (stage == 0)
         return run_stage(buffers_.first, buffers_.w_first, range,
-                         [&](auto&&... a) __attribute__((flatten)) { steps(a...); });
+                         [&](auto&&... a) __attribute__((flatten)) { steps(a...); });  // as in each_block()
       run_stage(buffers_.second, buffers_.w_second, range, each_block([&](auto&&... a) { project(a...); }));
     }
   }
