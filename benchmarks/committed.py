@@ -37,8 +37,8 @@ class Run:
         return facts.get("gpu") or f"{facts['cpu']}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     @property
-    def name(self) -> str:
-        return f"{self.suite}-{self.device}-{self.threads}"
+    def name(self) -> str:  # of two machines too they differ
+        return Path(self.files[0]).stem
 
     def problems(self) -> Iterator[tuple[Problem, dict[str, list[Row]]]]:
         for sides in by_problem(self.results.rows).values():

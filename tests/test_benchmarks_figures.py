@@ -60,7 +60,7 @@ def test_stale_figures_are_noticed(tmp_path, monkeypatch):
     def stale(runs):
         return readme.stale(runs, texts, where, plots)
 
-    pictures = ["grid-cpu-1-inference-float32-T100-ratios.svg", "grid-cpu-1-inference-float32-T100-steps.svg"]
+    pictures = ["made-up-inference-float32-T100-ratios.svg", "made-up-inference-float32-T100-steps.svg"]
     assert stale([fresh]) == ["GOALS.md", "README.md", *pictures]
     readme.write([fresh])
     assert stale([fresh]) == []
