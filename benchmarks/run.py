@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the suite's own, nearly always float32")
     parser.add_argument("--mode", choices=["inference", "training", "step", "per-sample", "all"], default="all")
+    parser.add_argument("--only", metavar="PATTERN", help="the suite's problems whose name, as it is printed, "
+                        "this regular expression finds: 'LSTM|GRU', 'bfloat16'")  # fmt: skip
     parser.add_argument("--peers", nargs="*", metavar="NAME", help="default: all that are installed and quick to build")
     parser.add_argument("--threads", type=int, help="CPU threads of every side (default: torch's choice)")
     parser.add_argument("--repeats", type=int, default=1, help="how often to run the suite, each time in a new process")
@@ -150,6 +153,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--watch", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--resumable", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
+    try:
+        re.compile(args.only or "")
+    except re.error as wrong:
+        parser.error(f"--only: expected a regular expression, got {args.only!r}: {wrong}")
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads: expected at least 1, got {args.threads}")
     if min(args.samples, args.repeats, args.least or 1) < 1:
@@ -181,8 +188,9 @@ def work(args: argparse.Namespace, console: Console) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     problems = select(args.suite, args.device, args.dtype, args.mode)
+    problems = [problem for problem in problems if re.search(args.only or "", problem.name)]
     if not problems:
-        raise SystemExit(f"--mode: the suite {args.suite} has no problem of mode {args.mode}")
+        raise SystemExit(f"no problem of the suite {args.suite} is of --mode {args.mode} and found by --only {args.only!r}")
     results = begin(args)
     sides = available(args.peers, Console(quiet=True) if args.process else console)
     if not results.limits:

@@ -141,6 +141,24 @@ def test_another_run_is_not_gone_on_with(children, tmp_path):
         bench(out, "--resume", "--threads", "2")
 
 
+def test_a_pattern_picks_problems(children, tmp_path):
+    out = tmp_path / "results.json"
+    assert bench(out, "--repeats", "2", "--only", "GRU|training") == 0
+    results = Results.load(out)
+    assert {(row.problem["cell"], row.repeat) for row in results.rows} == {(c, r) for c in ("gru", "rnn") for r in (0, 1)}
+    assert results.complete
+    with pytest.raises(SystemExit, match=r"only was GRU\|training, is None"):
+        bench(out, "--resume")
+    with pytest.raises(SystemExit, match="no problem of the suite quick is of --mode all and found by --only 'bf16'"):
+        bench(tmp_path / "other.json", "--only", "bf16")
+
+
+def test_a_broken_pattern_is_said_to_be_one(children, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench(tmp_path / "results.json", "--only", "(")
+    assert "--only: expected a regular expression, got '('" in capsys.readouterr().err
+
+
 def test_changed_code_is_not_gone_on_with(children, tmp_path):
     out = tmp_path / "results.json"
     assert bench(out) == 0
