@@ -12,7 +12,9 @@ struct Panel {
   int64_t operand;  // where its head's slice of the operand begins
   int64_t data;     // in PanelSet::data
   int head, blocks, units;
-  int width;  // columns of a tile; where there are more, the panel is packed in parts that lie one after the other
+  int columns;  // a vector for each gate of each block; of the last block's units fewer, if they are a dense tail
+  int width;    // columns of a tile; where there are more, the panel is packed in parts that lie one after the other
+  int tail;     // units of the dense tail, whose gates follow each other without the lanes between, or 0
 };
 
 // A product of the time loop: out[unit][gate] = sum over k < depth of operand[k] * weight.
@@ -24,8 +26,9 @@ struct PanelSet {
   Panel* panels = nullptr;
   P* data = nullptr;  // null: the weights are used once, where they lie
   int count = 0;
-  bool streamed = false;  // see kStreamedBytes
-  int unit_rows = 1;      // of a group, on a matrix unit
+  bool streamed = false;        // see kStreamedBytes
+  bool streamed_alone = false;  // also where a tile takes all rows: see simd_asks_ahead()
+  int unit_rows = 1;            // of a group, on a matrix unit
 
   // Of many rows, tiles of 2 columns by 6 rows read half as many weights for each product as 4 by 3. Beside 24
   // accumulators 4 by 6 do.
@@ -42,24 +45,33 @@ struct PanelSet {
     int const columns = rows <= kMaxAccumulators / kMaxColumns ? kMaxColumns : kMaxColumns / 2;
     int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
                   most = std::max(1, columns / gates), a_head = (blocks + most - 1) / most;
+    // All gates of the last few units often fit fewer vectors: H 129 takes 33 for an LSTM, and not 36.
+    int const last_units = int(per_head % lanes), last_columns = (last_units * gates + lanes - 1) / lanes;
+    int const tail = packed && !on_matrix_unit<P> && last_columns < gates ? last_units : 0;
     set.count = int(heads * a_head);
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
-    int64_t const block_size = lanes * gates * packed_steps<P>(depth);
-    set.streamed = heads * blocks * block_size * int64_t(sizeof(P)) > kStreamedBytes;
-    if (packed) set.data = static_cast<P*>(platform.scratch(heads * blocks * block_size * sizeof(P)));
+    int64_t const column_size = lanes * packed_steps<P>(depth);
+    int64_t const size = heads * (blocks * gates - (tail > 0 ? gates - last_columns : 0)) * column_size;
+    set.streamed = size * int64_t(sizeof(P)) > kStreamedBytes;
+    set.streamed_alone = set.streamed && simd_asks_ahead();
+    if (packed) set.data = static_cast<P*>(platform.scratch(size * sizeof(P)));
     int64_t data = 0;
     Panel* panel = set.panels;
     for (int64_t head = 0; head < heads; ++head) {
       for (int64_t i = 0; i < a_head; ++i, ++panel) {  // evenly: a panel of one column would wait for its sums
         int64_t const block = blocks * i / a_head, now = blocks * (i + 1) / a_head - block, first = block * lanes;
+        int const dense = i == a_head - 1 ? tail : 0;
+        int const all = int(now) * gates - (dense > 0 ? gates - last_columns : 0);
         *panel = {head * per_head + first,
                   head * depth,
                   data,
                   int(head),
                   int(now),
                   int(std::min(per_head - first, now * lanes)),
-                  tile_width(int(now) * gates, rows)};
-        data += now * block_size;
+                  all,
+                  tile_width(all, rows),
+                  dense};
+        data += all * column_size;
       }
     }
     return set;
@@ -71,7 +83,6 @@ struct PanelSet {
     return (rows + unit_rows - 1) / unit_rows * unit_pitch<P>(depth);
   }
 
-  int columns(Panel const& panel) const { return panel.blocks * gates; }
   // Where one of a panel's columns begins; its steps lie `width` vectors apart.
   P* column_at(Panel const& panel, int c) const {
     int const before = c % panel.width;
@@ -82,13 +93,31 @@ struct PanelSet {
   template <class T>
   void pack_forward(int p, const T* weight, int64_t height) const {
     Panel const& panel = panels[p];
-    for (int s = 0; s < panel.blocks; ++s)
+    int const whole = panel.blocks - (panel.tail > 0);
+    for (int s = 0; s < whole; ++s)
       for (int g = 0; g < gates; ++g) {
         const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
         const T* const next = g + 1 < gates ? first + height * depth : first + (lanes - g * height) * depth;
         pack_transposed<P, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
                               depth, column_at(panel, s * gates + g), panel.width * lanes, next);
       }
+    int g = 0, unit = 0;  // of the dense tail
+    for (int c = whole * gates; c < panel.columns; ++c) {
+      const T* row[lanes];
+      int count = 0;
+      for (; count < lanes && g < gates; ++count) {
+        row[count] = weight + (g * height + panel.unit + whole * lanes + unit) * depth;
+        if (++unit == panel.tail) ++g, unit = 0;
+      }
+      pack_transposed<P, T>([&](int lane) { return row[lane]; }, count, depth, column_at(panel, c), panel.width * lanes,
+                            nullptr);
+    }
+  }
+  // Gives each gate of a dense tail a vector of its own; `sums` are those of all blocks of a panel, of some rows.
+  __attribute__((noinline)) void spread_tail(Panel const& panel, typename Packed<P>::Sum* sums, int rows) const {
+    sums += (panel.blocks - 1) * gates * lanes;
+    for (int r = 0; r < rows; ++r, sums += panel.blocks * gates * lanes)
+      for (int g = gates - 1; g > 0; --g) store(sums + g * lanes, load<sums_t<P>>(sums + g * panel.tail));
   }
 
   // Backward: the same weight [(gate, k), unit] with `width` columns transposed; k runs over (gate, unit of the head).
@@ -192,15 +221,17 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
   int64_t const steps = packed_steps<P>(set.depth);
   int width = 0;
   TileRows tiles(count, 1);
+  const Tile<P>* of_rows = nullptr;
   int64_t line_step = 0;
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
     if (panel.width != width) {  // seldom: divisions take as long as a small tile
       width = panel.width;
       tiles = TileRows(count, tile_rows(width));
+      of_rows = tile_table<P>.at[tiles.count > 1 ? set.streamed : set.streamed_alone][width];
       line_step = width * lanes * int64_t(sizeof(P)) / tiles.count;
     }
-    int const columns = set.columns(panel);
+    int const pitch = panel.blocks * set.gates * lanes;
     int64_t const part = steps * width * lanes;
     // While several tiles of rows pass by this panel, the next one is asked for; one alone asks for what it reads soon.
     const P* const next = set.data + set.panels[range[std::min(p + 1, range.count() - 1)]].data;
@@ -214,15 +245,15 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
       }
       auto* const sums = waiting.room(int(now) * panel.blocks);
       const P* weights = set.data + panel.data;
-      for (int c = 0; c < columns; c += width, weights += part) {
+      for (int c = 0; c < panel.columns; c += width, weights += part) {
         Prefetch lines{reinterpret_cast<const char*>(weights) + kStreamedAhead, line_step};
         if (tiles.count > 1) {
           lines.at = reinterpret_cast<const char*>(next) + asked;
           asked += steps * line_step;
         }
-        tile_table<P>.at[set.streamed][width][now](weights, set.depth, operand, 1, {sums + c * lanes, columns * lanes},
-                                                   lines);
+        of_rows[now](weights, set.depth, operand, 1, {sums + c * lanes, pitch}, lines);
       }
+      if (panel.tail > 0) set.spread_tail(panel, sums, int(now));
       waiting.add_all(rows + r, now, panel);
     }
   }
@@ -249,8 +280,8 @@ RNNKERN_INLINE void run_on_unit(const PanelSet<P>& set, PanelRange range, Row* r
       for (int i = 0; i < now; ++i)
         for (int s = 0; s < panel.blocks; ++s) ahead(rows[r + i], panel.unit + s * sums_t<P>::lanes);
       auto* const sums = waiting.room(groups * group * panel.blocks);
-      unit_product(set.data + panel.data, set.columns(panel), operands + r / group * blocks * kUnitElements, groups,
-                   blocks, sums, group);
+      unit_product(set.data + panel.data, panel.columns, operands + r / group * blocks * kUnitElements, groups, blocks,
+                   sums, group);
       waiting.add_all(rows + r, now, panel);
     }
   }

@@ -16,11 +16,13 @@ constexpr int64_t kStreamedBytes =
     1 << (RNNKERN_VECTOR_BYTES == 64 ? 20 : 19);  // weights beyond come from farther than L2
 constexpr int64_t kStreamedAhead = 4096;          // bytes: hardware prefetching stops at a page's end
 
-// Asks for the lines of so many bytes. Inlined always: GCC drops calls of what only prefetches.
-template <int64_t BYTES>
+// Asks for the lines of so many bytes, into the first or the second cache. Inlined always: GCC drops calls of what
+// only prefetches.
+template <int64_t BYTES, int CACHE = 1>
 RNNKERN_INLINE void prefetch_lines(const void* from) {
+  constexpr int read = 0, locality = 4 - CACHE;
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < BYTES; i += kLine) __builtin_prefetch(static_cast<const char*>(from) + i);
+  for (int64_t i = 0; i < BYTES; i += kLine) __builtin_prefetch(static_cast<const char*>(from) + i, read, locality);
 }
 
 // What a tile asks for while it runs: from `at` on, `step` bytes with each step of k.
@@ -131,8 +133,11 @@ constexpr int tile_rows(int cols) { return std::min(kMaxRows, kMaxAccumulators /
 struct TileRows {
   int64_t count, fewest, longer;  // `longer` of them have one more
 
-  TileRows(int64_t rows, int most)
-      : count(std::max<int64_t>(1, (rows + most - 1) / most)), fewest(rows / count), longer(rows % count) {}
+  TileRows(int64_t rows, int most) : count(1), fewest(rows), longer(0) {
+    if (rows <= most) return;  // without divisions, which small steps would wait for
+    count = (rows + most - 1) / most;
+    fewest = rows / count, longer = rows % count;
+  }
   int of(int64_t tile) const { return int(fewest + (tile < longer)); }
 };
 
@@ -190,7 +195,7 @@ void pack_transposed(Row row, int count, int64_t depth, P* out, int64_t pitch, c
   int64_t const steps = packed_steps<P>(depth);
   for (int64_t s = 0; s < steps; s += lanes) {
     if (next) {
-      prefetch_lines<read * sizeof(T)>(next);
+      prefetch_lines<read * sizeof(T), 2>(next);
       next += read;
     }
     sums_t<P> block[lanes];
@@ -215,7 +220,7 @@ struct WeightRows {
 };
 
 // `next`: what the next ones are read from, asked for meanwhile, for each of these reads several rows at a time.
-template <class P, int ROWS, class T>
+template <class P, int ROWS, int CACHE, class T>
 void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed<P>::Operand* const* a,
               typename Packed<P>::Sum* out, int64_t pitch, const T* next) {
   using V = sums_t<P>;
@@ -234,7 +239,7 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
 #pragma GCC unroll 16
     for (int j = 0; j < together; ++j) row[j] = weights.first + std::min(first + j, weights.count - 1) * weights.stride;
     auto const add = [&](auto load_w, auto load_a) __attribute__((always_inline)) {
-      prefetch_lines<read * sizeof(T)>(next);
+      prefetch_lines<read * sizeof(T), CACHE>(next);
       next += read;
       V x[ROWS];
 #pragma GCC unroll 4
@@ -262,9 +267,9 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
 }
 
 // `weights(columns)` is what a later call begins with.
-template <class P, class Weights>
-void product_unpacked(Weights weights, int columns, int64_t depth, const typename Packed<P>::Operand* const* a,
-                      int rows, typename Packed<P>::Sum* out) {
+template <class P, int CACHE, class Weights>
+void product_unpacked_by(Weights weights, int columns, int64_t depth, const typename Packed<P>::Operand* const* a,
+                         int rows, typename Packed<P>::Sum* out) {
   constexpr int lanes = sums_t<P>::lanes;
   int64_t const pitch = columns * lanes;
   for (int c = 0; c < columns; ++c) {
@@ -273,14 +278,22 @@ void product_unpacked(Weights weights, int columns, int64_t depth, const typenam
     for (int r = 0; r < rows; next = now.first) {
       auto* const to = out + r * pitch + c * lanes;
       if (lanes >= 4 && rows - r >= 4) {
-        dot_tile<P, std::min(lanes, 4)>(now, depth, a + r, to, pitch, next), r += 4;
+        dot_tile<P, std::min(lanes, 4), CACHE>(now, depth, a + r, to, pitch, next), r += 4;
       } else if (rows - r >= 2) {
-        dot_tile<P, 2>(now, depth, a + r, to, pitch, next), r += 2;
+        dot_tile<P, 2, CACHE>(now, depth, a + r, to, pitch, next), r += 2;
       } else {
-        dot_tile<P, 1>(now, depth, a + r, to, pitch, next), r += 1;
+        dot_tile<P, 1, CACHE>(now, depth, a + r, to, pitch, next), r += 1;
       }
     }
   }
+}
+template <class P, class Weights>
+void product_unpacked(Weights weights, int columns, int64_t depth, const typename Packed<P>::Operand* const* a,
+                      int rows, typename Packed<P>::Sum* out) {
+  constexpr int64_t kInFirstCache = 12288;  // bytes of a column of weights, beside which there is room for the next
+  bool const near = sums_t<P>::lanes * depth * int64_t(sizeof(*weights(0).first)) <= kInFirstCache;
+  return near ? product_unpacked_by<P, 1>(weights, columns, depth, a, rows, out)
+              : product_unpacked_by<P, 2>(weights, columns, depth, a, rows, out);
 }
 
 // Rows that fill more than half a vector: they lie in the lanes, as a panel, and the weights pass by as the rows of a

@@ -80,6 +80,15 @@ int simd_rows_at_once(Dtype dtype) {
   return 1;
 }
 
+bool simd_asks_ahead() {
+#if defined(__x86_64__)
+  static bool const zen4 = __builtin_cpu_is("amdfam19h") && __builtin_cpu_supports("avx512f");  // Zen 3 has no AVX-512
+  return !zen4;
+#else
+  return true;
+#endif
+}
+
 void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Plan& plan, CpuPlatform& platform) {
   if (problem.batch > 0 && !groups.empty())
     kernels().forward(problem, groups.data(), int(groups.size()), plan, platform);

@@ -29,6 +29,10 @@ struct SimdKernels {
 // How many rows a product takes in the time of one, with the instruction set in use.
 int simd_rows_at_once(Dtype dtype);
 
+// Whether weights that every row streams from beyond the second cache are worth asking for before they are read. Zen
+// 4's own prefetchers bring them faster alone.
+bool simd_asks_ahead();
+
 // Those that this machine can run, fastest first; the one in use; and the choice of another (Error on an unknown name).
 // RNNKERN_CPU_ISA chooses at the first use.
 std::vector<std::string> cpu_isas();
