@@ -190,7 +190,8 @@ def work(args: argparse.Namespace, console: Console) -> int:
     problems = select(args.suite, args.device, args.dtype, args.mode)
     problems = [problem for problem in problems if re.search(args.only or "", problem.name)]
     if not problems:
-        raise SystemExit(f"the suite {args.suite} has no problem of --mode {args.mode} that --only {args.only} finds")
+        found = f" that --only {args.only} finds" if args.only else ""
+        raise SystemExit(f"the suite {args.suite} has no problem of --mode {args.mode}{found}")
     results = begin(args)
     sides = available(args.peers, Console(quiet=True) if args.process else console)
     if not results.limits:

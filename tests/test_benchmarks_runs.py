@@ -151,6 +151,8 @@ def test_a_pattern_picks_problems(children, tmp_path):
         bench(out, "--resume")
     with pytest.raises(SystemExit, match="the suite quick has no problem of --mode all that --only bf16 finds"):
         bench(tmp_path / "other.json", "--only", "bf16")
+    with pytest.raises(SystemExit, match="the suite quick has no problem of --mode step$"):
+        bench(tmp_path / "other.json", "--mode", "step")
 
 
 def test_a_broken_pattern_is_said_to_be_one(children, tmp_path, capsys):

@@ -235,7 +235,7 @@ def test_the_same_call_gives_the_same_bits(cell, schedule, device):
 
 
 # One input feature: its product has nothing to sum, so that every bit is the recurrence's.
-@pytest.mark.parametrize(("batch", "hidden_size"), [(9, 48), (1, 320)])
+@pytest.mark.parametrize(("batch", "hidden_size"), [(9, 48), (9, 330), (1, 330)])
 @pytest.mark.parametrize("dtype", helpers.DTYPES, ids=str)
 @every_cell
 def test_the_recurrence_has_the_same_bits_for_every_number_of_threads(cell, dtype, batch, hidden_size, threads):

@@ -45,23 +45,25 @@ struct PanelSet {
     int const columns = rows <= kMaxAccumulators / kMaxColumns ? kMaxColumns : kMaxColumns / 2;
     int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
                   most = std::max(1, columns / gates), a_head = (blocks + most - 1) / most;
-    // All gates of the last few units often fit fewer vectors: H 129 takes 33 for an LSTM, and not 36.
+    // All gates of the last few units often fit fewer vectors: of 16 lanes, H 129 takes 33 for an LSTM, and not 36. One
+    // block alone would wait for its sums as long.
     int const last_units = int(per_head % lanes), last_columns = (last_units * gates + lanes - 1) / lanes;
-    int const tail = packed && !on_matrix_unit<P> && last_columns < gates ? last_units : 0;
+    int const tail = packed && !on_matrix_unit<P> && blocks > 1 && last_columns < gates ? last_units : 0;
+    int const spared = tail > 0 ? gates - last_columns : 0;
     set.count = int(heads * a_head);
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
     int64_t const column_size = lanes * packed_steps<P>(depth);
-    int64_t const size = heads * (blocks * gates - (tail > 0 ? gates - last_columns : 0)) * column_size;
+    int64_t const size = heads * (blocks * gates - spared) * column_size;
     set.streamed = size * int64_t(sizeof(P)) > kStreamedBytes;
     set.streamed_alone = set.streamed && simd_asks_ahead();
     if (packed) set.data = static_cast<P*>(platform.scratch(size * sizeof(P)));
     int64_t data = 0;
     Panel* panel = set.panels;
     for (int64_t head = 0; head < heads; ++head) {
-      for (int64_t i = 0; i < a_head; ++i, ++panel) {  // evenly: a panel of one column would wait for its sums
+      for (int64_t i = 0; i < a_head; ++i, ++panel) {  // evenly: a panel of few columns waits for its sums
         int64_t const block = blocks * i / a_head, now = blocks * (i + 1) / a_head - block, first = block * lanes;
-        int const dense = i == a_head - 1 ? tail : 0;
-        int const all = int(now) * gates - (dense > 0 ? gates - last_columns : 0);
+        bool const last = i == a_head - 1;
+        int const all = int(now) * gates - (last ? spared : 0);
         *panel = {head * per_head + first,
                   head * depth,
                   data,
@@ -70,7 +72,7 @@ struct PanelSet {
                   int(std::min(per_head - first, now * lanes)),
                   all,
                   tile_width(all, rows),
-                  dense};
+                  last ? tail : 0};
         data += all * column_size;
       }
     }
@@ -113,7 +115,8 @@ struct PanelSet {
                             nullptr);
     }
   }
-  // Gives each gate of a dense tail a vector of its own; `sums` are those of all blocks of a panel, of some rows.
+  // Gives each gate of a dense tail a vector of its own, in place and so the last gate first. `sums` are those of all
+  // blocks of a panel, of some rows. Not inlined: sizes without a tail are faster so.
   __attribute__((noinline)) void spread_tail(Panel const& panel, typename Packed<P>::Sum* sums, int rows) const {
     sums += (panel.blocks - 1) * gates * lanes;
     for (int r = 0; r < rows; ++r, sums += panel.blocks * gates * lanes)
@@ -144,7 +147,7 @@ struct PanelRange {
   int operator[](int i) const { return backwards ? last - 1 - i : first + i; }
 };
 
-// Sums of one block of units of one row, [gates][lanes], for the cell to finish.
+// Sums of one block of units of one row, [gates][lanes], for the cell to finish. Lanes beyond `units` hold anything.
 template <class Row, class C>
 struct Block {
   Row* row;
@@ -220,16 +223,17 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
   int64_t const steps = packed_steps<P>(set.depth);
   int width = 0;
-  TileRows tiles(count, 1);
+  TileRows tiles(0, 1);
   const Tile<P>* of_rows = nullptr;
   int64_t line_step = 0;
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
-    if (panel.width != width) {  // seldom: divisions take as long as a small tile
+    if (panel.width != width) {  // not for each: divisions take as long as a small tile
       width = panel.width;
       tiles = TileRows(count, tile_rows(width));
       of_rows = tile_table<P>.at[tiles.count > 1 ? set.streamed : set.streamed_alone][width];
-      line_step = width * lanes * int64_t(sizeof(P)) / tiles.count;
+      line_step = width * lanes * int64_t(sizeof(P));
+      if (tiles.count > 1) line_step /= tiles.count;
     }
     int const pitch = panel.blocks * set.gates * lanes;
     int64_t const part = steps * width * lanes;

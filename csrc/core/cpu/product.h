@@ -219,7 +219,8 @@ struct WeightRows {
   int count;
 };
 
-// `next`: what the next ones are read from, asked for meanwhile, for each of these reads several rows at a time.
+// `next`: what the next ones are read from, asked for meanwhile, for each of these reads several rows at a time; into
+// the first cache or the second.
 template <class P, int ROWS, int CACHE, class T>
 void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed<P>::Operand* const* a,
               typename Packed<P>::Sum* out, int64_t pitch, const T* next) {
@@ -266,7 +267,6 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
   }
 }
 
-// `weights(columns)` is what a later call begins with.
 template <class P, int CACHE, class Weights>
 void product_unpacked_by(Weights weights, int columns, int64_t depth, const typename Packed<P>::Operand* const* a,
                          int rows, typename Packed<P>::Sum* out) {
@@ -287,6 +287,7 @@ void product_unpacked_by(Weights weights, int columns, int64_t depth, const type
     }
   }
 }
+// `weights(columns)` is what a later call begins with.
 template <class P, class Weights>
 void product_unpacked(Weights weights, int columns, int64_t depth, const typename Packed<P>::Operand* const* a,
                       int rows, typename Packed<P>::Sum* out) {

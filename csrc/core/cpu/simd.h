@@ -29,8 +29,8 @@ struct SimdKernels {
 // How many rows a product takes in the time of one, with the instruction set in use.
 int simd_rows_at_once(Dtype dtype);
 
-// Whether weights that every row streams from beyond the second cache are worth asking for before they are read. Zen
-// 4's own prefetchers bring them faster alone.
+// Whether what a tile streams from beyond the second cache, while it takes all rows at once, is worth asking for before
+// it is read: not on Zen 4, whose own prefetchers bring it faster alone.
 bool simd_asks_ahead();
 
 // Those that this machine can run, fastest first; the one in use; and the choice of another (Error on an unknown name).
