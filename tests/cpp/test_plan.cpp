@@ -73,7 +73,11 @@ void check_sharing() {
   expect(many_rows.split == Split::rows && many_rows.workers == 4, "many rows are not shared out", where);
   Plan const one_row = plan(layer(CellKind::lstm, 100, 1, 128, 512), 4);
   expect(one_row.split == Split::units && one_row.workers == 4, "one row of a large layer is not shared out", where);
-  Problem both = layer(CellKind::lstm, 100, 2, 128, 512);
+  Problem few_rows = layer(CellKind::lstm, 100, 16, 128, 512);
+  expect(plan(few_rows, 2).split == Split::units, "each thread reads all of many weights", where);
+  few_rows.save = true;
+  expect(plan(few_rows, 2).split == Split::rows, "backward waits for others' units", where);
+  Problem both = layer(CellKind::lstm, 100, 2, 128, 256);
   both.groups = 2;
   expect(plan(both, 4).split == Split::rows, "the rows of both directions are not counted", where);
 }
