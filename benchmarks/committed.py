@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "results"
 
 @dataclass
 class Run:
-    """One suite on one machine with one number of threads; files of the same code count as repeats of one run."""
+    """One suite or a part of it, on one machine with one number of threads; files of the same code are repeats."""
 
     results: Results
     files: list[str]
@@ -30,6 +30,12 @@ class Run:
     @property
     def threads(self) -> int:
         return self.results.environment["threads"]
+
+    @property
+    def what(self) -> str:
+        """The suite, and the pattern that picked a part of it."""
+        only = self.results.arguments.get("only")
+        return f"{self.suite} --only '{only}'" if only else self.suite
 
     @property
     def where(self) -> str:
@@ -55,12 +61,12 @@ def merged(found: list[Results]) -> Results:
 
 
 def runs(folder: Path = FOLDER) -> list[Run]:
-    """Of every suite, device and number of threads the newest code's."""
+    """Of every suite and part of one, device and number of threads the newest code's."""
     groups: dict[tuple, dict[str, list[tuple[Path, Results]]]] = {}
     for path in sorted(folder.glob("*.json")):
         one = Results.load(path)
         facts = one.environment
-        kind = (one.suite, facts.get("gpu") or facts["cpu"], facts["threads"])
+        kind = (one.suite, one.arguments.get("only"), facts.get("gpu") or facts["cpu"], facts["threads"])
         groups.setdefault(kind, {}).setdefault(facts.get("code") or one.commit or "", []).append((path, one))
     found = []
     for versions in groups.values():

@@ -72,7 +72,7 @@ def text(found: list[Run], notes: Path = FOLDER / "notes.md") -> str:
     """``notes``: what people have to say of goals that are not met; it stands below the tables."""
     cpu, gpu = ([run for run in found if run.device == kind] for kind in ("cpu", "cuda"))
     files = "\n".join(
-        f"- {run.where}: suite `{run.suite}`, {', '.join(f'`{name}`' for name in run.files)}, commit "
+        f"- {run.where}: suite `{run.what}`, {', '.join(f'`{name}`' for name in run.files)}, commit "
         f"{(run.results.commit or 'unknown')[:10]}{'' if run.results.complete else ', not complete'}"
         for run in found
     )

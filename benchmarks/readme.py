@@ -88,7 +88,7 @@ def heading(run: Run) -> str:
     count = len({row.repeat for row in run.results.rows})
     loads = [one["load"] for one in run.results.sittings] or [facts["load"]]
     return (
-        f"`{run.suite}`, {run.where}, torch {facts['torch']}, commit {(run.results.commit or 'unknown')[:10]}, "
+        f"`{run.what}`, {run.where}, torch {facts['torch']}, commit {(run.results.commit or 'unknown')[:10]}, "
         f"{count} process{'es' if count > 1 else ''}, at most {arguments.get('samples')} samples each; load when they "
         f"began {min(loads):.1f} to {max(loads):.1f}"
     )

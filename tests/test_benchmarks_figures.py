@@ -134,8 +134,8 @@ def test_modelled_floors_are_of_lstm_inference():
 
 
 def test_files_of_the_same_code_are_repeats_of_one_run(tmp_path):
-    def save(name, code, created, repeats):
-        found = Results.start("quick", {})
+    def save(name, code, created, repeats, **arguments):
+        found = Results.start("quick", arguments)
         found.environment["code"], found.created = code, created
         found.rows = [Row(LSTM.as_dict(), "rnnkern", "ok", k, samples=[1.0]) for k in range(repeats)]
         found.save(tmp_path / name)
@@ -146,3 +146,7 @@ def test_files_of_the_same_code_are_repeats_of_one_run(tmp_path):
     (found,) = committed.runs(tmp_path)
     assert found.files == ["b.json", "c.json"]
     assert [row.repeat for row in found.results.rows] == [0, 1, 2]
+    save("part.json", "old", "2020-01-01T00:00:00Z", 1, only="GRU")
+    whole, part = committed.runs(tmp_path)
+    assert whole.files == found.files and part.files == ["part.json"]
+    assert (whole.what, part.what) == ("quick", "quick --only 'GRU'")
