@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import goals
@@ -17,12 +18,11 @@ from committed import FOLDER, Run, runs
 from report import digits
 from results import BETTER_OF, against_better, faster, samples
 from stats import spread
-from suites import Problem
+from suites import Problem, select
 
 README = Path(__file__).parents[1] / "README.md"
 PLOTS = FOLDER / "plots"
 BEGIN, END = "<!-- figures: made by `make figures` -->", "<!-- end of figures -->"
-NAMES = {"onnxruntime": "ONNX Runtime"}
 
 
 def micro(rows: list, steps: int) -> str:
@@ -37,17 +37,24 @@ def short_name(problem: Problem) -> str:
     return problem.name.replace(f" T {problem.steps}", "")
 
 
-def quick_table(run: Run) -> str:
-    peers = [peer for peer in BETTER_OF if any(samples(sides.get(peer, [])) for _, sides in run.problems())]
-    rows = []
-    for problem, sides in run.problems():
-        cells = [short_name(problem), micro(sides.get("rnnkern", []), problem.steps)]
-        for peer in peers:
-            ratio = faster(sides.get("rnnkern", []), sides.get(peer, []))
-            cells += [micro(sides.get(peer, []), problem.steps), digits(ratio.value) if ratio else ""]
-        rows.append(cells)
-    columns = [column for peer in peers for column in (NAMES.get(peer, peer), "×")]
-    return table(["problem", "rnnkern", *columns], rows)
+def quick_cell(problem: Problem, sides: dict[str, list]) -> str:
+    ours = sides.get("rnnkern", [])
+    ratios = [faster(ours, sides.get(peer, [])) for peer in BETTER_OF]
+    return f"{micro(ours, problem.steps)} ({', '.join(digits(ratio.value) for ratio in ratios if ratio)})"
+
+
+def quick_tables(found: list[Run]) -> Iterator[str]:
+    """A table for each number of threads, with a column for each machine."""
+    for device, threads in dict.fromkeys((run.device, run.threads) for run in found):
+        here = [run for run in found if (run.device, run.threads) == (device, threads)]
+        measured = [dict(run.problems()) for run in here]
+        problems = list(dict.fromkeys([*select("quick", device), *(problem for one in measured for problem in one)]))
+        rows = [
+            [short_name(problem), *(quick_cell(problem, one[problem]) if problem in one else "" for one in measured)]
+            for problem in problems
+        ]
+        yield table(["`quick`", *(run.where for run in here)], rows)
+        yield "\n".join(f"- {heading(run)}" for run in here)
 
 
 def packed_lines(run: Run) -> str:
@@ -87,10 +94,11 @@ def heading(run: Run) -> str:
     facts, arguments = run.results.environment, run.results.arguments
     count = len({row.repeat for row in run.results.rows})
     loads = [one["load"] for one in run.results.sittings] or [facts["load"]]
+    name = facts.get("gpu") or facts["cpu"]
     return (
-        f"`{run.what}`, {run.where}, torch {facts['torch']}, commit {(run.results.commit or 'unknown')[:10]}, "
-        f"{count} process{'es' if count > 1 else ''}, at most {arguments.get('samples')} samples each; load when they "
-        f"began {min(loads):.1f} to {max(loads):.1f}"
+        f"`{run.what}`, {run.where}{'' if name in run.where else f' ({name})'}, torch {facts['torch']}, commit "
+        f"{(run.results.commit or 'unknown')[:10]}, {count} process{'es' if count > 1 else ''}, at most "
+        f"{arguments.get('samples')} samples each; load when they began {min(loads):.1f} to {max(loads):.1f}"
     )
 
 
@@ -103,9 +111,8 @@ def section(found: list[Run]) -> str:
     ]
     if not any(run.device == "cuda" for run in found):
         parts.append("No GPU figure yet.")
-    for run in found:
-        if run.suite == "quick":
-            parts += [f"{heading(run)}:", quick_table(run)]
+    parts.append("In `quick` the brackets have how many times faster than torch.nn and, for inference, ONNX Runtime.")
+    parts += quick_tables([run for run in found if run.suite == "quick"])
     for run in found:
         if run.suite == "packed":
             parts += [f"Packed training, where torch slices every step; {heading(run)}:", packed_lines(run)]

@@ -32,6 +32,17 @@ def run(pairs, suite="grid", threads=1, processes=3, samples=10):
     return committed.Run(found, ["made-up.json"])
 
 
+def test_machines_stand_side_by_side():
+    one, other, more = (
+        run([(problem, 2.0)], "quick", threads) for problem, threads in ((LSTM, 1), (GRU, 1), (LSTM, 2))
+    )
+    one.results.environment["cpu"], other.results.environment["cpu"] = "AMD EPYC family 25 model 17", "another"
+    table, headings, of_two, _ = readme.quick_tables([one, other, more])
+    assert table.splitlines()[0] == "| `quick` | Zen 4, 1 thread | another, 1 thread |"
+    assert f"| {LSTM.name[:-6]} | 1.01 (2.00) |  |" in table and f"| {GRU.name[:-6]} |  | 1.01 (2.00) |" in table
+    assert len(headings.splitlines()) == 2 and "GRU" in of_two and of_two.count("2.00") == 1
+
+
 def cells(work, wanted, runs):
     """The last two columns of the goal's line."""
     chosen = [one for one in CPU if (one.work, one.wanted) == (work, wanted)]
@@ -39,7 +50,7 @@ def cells(work, wanted, runs):
     return line.cells()[3:]
 
 
-LSTM = Problem("lstm", 256, 64, 100)
+LSTM, GRU = Problem("lstm", 256, 64, 100), Problem("gru", 256, 64, 100)
 
 
 def test_the_committed_figures_are_up_to_date():
