@@ -115,12 +115,12 @@ struct PanelSet {
                             nullptr);
     }
   }
-  // Gives each gate of a dense tail a vector of its own, in place and so the last gate first. `sums` are those of all
-  // blocks of a panel, of some rows. Not inlined: sizes without a tail are faster so.
+  // Gives each gate of a dense tail a vector of its own, zero beyond the tail, in place and so the last gate first.
+  // `sums` are those of all blocks of a panel, of some rows. Not inlined: sizes without a tail are faster so.
   __attribute__((noinline)) void spread_tail(Panel const& panel, typename Packed<P>::Sum* sums, int rows) const {
     sums += (panel.blocks - 1) * gates * lanes;
     for (int r = 0; r < rows; ++r, sums += panel.blocks * gates * lanes)
-      for (int g = gates - 1; g > 0; --g) store(sums + g * lanes, load<sums_t<P>>(sums + g * panel.tail));
+      for (int g = gates - 1; g >= 0; --g) store(sums + g * lanes, load<sums_t<P>>(sums + g * panel.tail, panel.tail));
   }
 
   // Backward: the same weight [(gate, k), unit] with `width` columns transposed; k runs over (gate, unit of the head).
@@ -147,7 +147,7 @@ struct PanelRange {
   int operator[](int i) const { return backwards ? last - 1 - i : first + i; }
 };
 
-// Sums of one block of units of one row, [gates][lanes], for the cell to finish. Lanes beyond `units` hold anything.
+// Sums of one block of units of one row, [gates][lanes], for the cell to finish; zero beyond its units.
 template <class Row, class C>
 struct Block {
   Row* row;
