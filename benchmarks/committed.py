@@ -10,13 +10,6 @@ from results import Results, Row, by_problem
 from suites import Problem
 
 FOLDER = Path(__file__).parent / "results"
-# Names of the processors that a virtual machine gives by their numbers.
-CORES = {
-    "AMD EPYC family 25 model 1": "Zen 3",
-    "AMD EPYC family 25 model 17": "Zen 4",
-    "AMD EPYC family 26 model 2": "Zen 5",
-    "Intel(R) Xeon(R) Processor family 6 model 207": "Emerald Rapids",
-}
 
 
 @dataclass
@@ -46,9 +39,7 @@ class Run:
 
     @property
     def where(self) -> str:
-        facts = self.results.environment
-        core = CORES.get(facts["cpu"], facts["cpu"])
-        return facts.get("gpu") or f"{core}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return self.results.where
 
     @property
     def name(self) -> str:  # of two machines too they differ

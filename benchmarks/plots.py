@@ -78,13 +78,11 @@ def plots_of(results: Results, label: str = "") -> list[Plot]:
     for point in points_of(results):
         p = point.problem
         groups.setdefault((p.mode, p.dtype, p.steps), []).append(point)
-    facts = results.environment
-    where = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
     plots = []
     for (mode, dtype, steps), points in groups.items():
         if len({point.problem.hidden for point in points}) < 2:
             continue
-        title = f"{mode}, {dtype}, T {steps}, {where}"
+        title = f"{mode}, {dtype}, T {steps}, {results.where}"
         stem = f"{label or results.suite}-{mode}-{dtype}-T{steps}"
         plots.append(Plot(f"{stem}-steps", "steps", title, points))
         if any(point.ratio for point in points):

@@ -111,7 +111,7 @@ def section(found: list[Run]) -> str:
     ]
     if not any(run.device == "cuda" for run in found):
         parts.append("No GPU figure yet.")
-    parts.append("In `quick` the brackets have how many times faster than torch.nn and, for inference, ONNX Runtime.")
+    parts.append("In brackets: how many times faster than torch.nn and, where it was measured, than ONNX Runtime.")
     parts += quick_tables([run for run in found if run.suite == "quick"])
     for run in found:
         if run.suite == "packed":

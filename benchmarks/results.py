@@ -53,6 +53,15 @@ class Row:
         return json.dumps(self.problem, sort_keys=True)
 
 
+# Names of the processors that a virtual machine gives by their numbers.
+CORES = {
+    "AMD EPYC family 25 model 1": "Zen 3",
+    "AMD EPYC family 25 model 17": "Zen 4",
+    "AMD EPYC family 26 model 2": "Zen 5",
+    "Intel(R) Xeon(R) Processor family 6 model 207": "Emerald Rapids",
+}
+
+
 @dataclass
 class Results:
     suite: str
@@ -85,6 +94,12 @@ class Results:
         pairs += [(name, self.arguments.get(name), value) for name, value in arguments.items()]
         pairs += [(name, there.get(name), here.get(name)) for name in SAME]
         return "; ".join(f"{name} was {before}, is {after}" for name, before, after in pairs if before != after)
+
+    @property
+    def where(self) -> str:
+        """The machine, and on a CPU how many of its threads."""
+        cpu, threads = self.environment["cpu"], self.environment["threads"]
+        return self.environment.get("gpu") or f"{CORES.get(cpu, cpu)}, {threads} thread{'s' if threads > 1 else ''}"
 
     def save(self, path: Path) -> None:
         """Replaces the file in one step, so that an interruption never leaves half of one. One row is one line."""

@@ -187,8 +187,7 @@ def work(args: argparse.Namespace, console: Console) -> int:
     """What one process does: one repeat."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    problems = select(args.suite, args.device, args.dtype, args.mode)
-    problems = [problem for problem in problems if re.search(args.only or "", problem.name)]
+    problems = select(args.suite, args.device, args.dtype, args.mode, args.only)
     if not problems:
         found = f" that --only {args.only} finds" if args.only else ""
         raise SystemExit(f"the suite {args.suite} has no problem of --mode {args.mode}{found}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -254,7 +255,9 @@ SUITES = {
 }
 
 
-def select(suite: str, device: str = "cpu", dtype: str | None = None, mode: str = "all") -> list[Problem]:
-    """The problems of a suite on a device. A dtype replaces those of the suite."""
+def select(
+    suite: str, device: str = "cpu", dtype: str | None = None, mode: str = "all", only: str | None = None
+) -> list[Problem]:
+    """The problems of a suite on a device. A dtype replaces those of the suite; ``only`` finds something in a name."""
     problems = [dataclasses.replace(p, device=device, dtype=dtype or p.dtype) for p in SUITES[suite]()]
-    return [p for p in dict.fromkeys(problems) if mode == "all" or p.mode == mode]
+    return [p for p in dict.fromkeys(problems) if mode in ("all", p.mode) and re.search(only or "", p.name)]
