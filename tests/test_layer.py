@@ -202,6 +202,18 @@ def test_nan_and_infinity_stay_in_their_row(cell, schedule, value, device):
         assert_close(found[:, others], expected[:, others], torch.float32, gradient=True)
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, torch.int32), (torch.float64, torch.int64)], ids=str)
+@every_cell
+def test_every_nan_stays_one(cell, dtype, bits, isa):
+    """Whatever its sign and the bits of its payload are."""
+    sign, quiet = torch.iinfo(bits).min, torch.tensor(float("nan"), dtype=dtype).view(bits).item()
+    one = problem(cell, dtype=dtype, batch=6, hidden_size=17)
+    payload = torch.tensor([0, 1, 127, 128, 255, quiet - 1])
+    for negative in (0, sign):
+        one.tensors["x"][0] = (payload | quiet | negative).to(bits).view(dtype)[:, None]
+        assert one.run()[0].isnan().all()
+
+
 @every_cell
 def test_a_reset_replaces_a_nan_state(cell, device):
     one = problem(cell, "reset", reset="first step", device=device)

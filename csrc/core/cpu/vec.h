@@ -197,14 +197,15 @@ RNNKERN_INLINE void store(T* p, V a, int n) {
 }
 
 // ---- sigmoid and tanh ----
-// e^x = 2^n e^r, |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r). q's coefficients, from the constant on: for float, those
-// of the least largest relative error, 3.1e-9 (Remez); for double, Taylor's.
+// e^x = 2^n e^r, |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r). `round` added leaves n and the exponent's bias in the
+// last bits. q's coefficients, from the constant on: for float, those of the least largest relative error, 3.1e-9
+// (Remez); for double, Taylor's.
 
 template <class C>
 struct Exp;
 template <>
 struct Exp<float> {
-  static constexpr float round = 0x1.8p23f, ln2_high = 0.693145751953125f, ln2_low = 1.428606820309417e-6f,
+  static constexpr float round = 0x1.8p23f + 127, ln2_high = 0.693145751953125f, ln2_low = 1.428606820309417e-6f,
                          limit = 87.0f;
   static constexpr int mantissa = 23, terms = 5;
   static constexpr float q[terms] = {0.49999993453f, 0.166665206931f, 0.0416683870975f, 0.0083687096148f,
@@ -212,7 +213,8 @@ struct Exp<float> {
 };
 template <>
 struct Exp<double> {
-  static constexpr double round = 0x1.8p52, ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33, limit = 700.0;
+  static constexpr double round = 0x1.8p52 + 1023, ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33,
+                          limit = 700.0;
   static constexpr int mantissa = 52, terms = 12;
   static constexpr double q[terms] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
                                       1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
@@ -227,9 +229,9 @@ RNNKERN_INLINE Vec<C> polynomial(const C (&coefficients)[N], Vec<C> x) {
   return sum;
 }
 
-// n, in the exponent's bits, and r.
+// 2^n and r. NaN makes r NaN.
 template <class C>
-RNNKERN_INLINE auto exp_parts(Vec<C> x, Vec<C>& r) {
+RNNKERN_INLINE Vec<C> exp_parts(Vec<C> x, Vec<C>& r) {
   using V = Vec<C>;
   using E = Exp<C>;
   V const shifted = x * V(C(1.4426950408889634)) + V(E::round);
@@ -239,16 +241,16 @@ RNNKERN_INLINE auto exp_parts(Vec<C> x, Vec<C>& r) {
   } else {
     r = (x - n * V(E::ln2_high)) - n * V(E::ln2_low);
   }
-  return bits(shifted) << E::mantissa;
+  return from_bits<V>(bits(shifted) << E::mantissa);
 }
 
 template <class C>
 RNNKERN_INLINE Vec<C> sigmoid_(Vec<C> x) {
   using V = Vec<C>;
   V r;
-  auto const n = exp_parts(-maximum(minimum(x, V(Exp<C>::limit)), V(-Exp<C>::limit)), r);
+  V const scale = exp_parts(-maximum(minimum(x, V(Exp<C>::limit)), V(-Exp<C>::limit)), r);
   V const exp_r = (polynomial(Exp<C>::q, r) * r + V(C(1))) * r + V(C(1));
-  return V(C(1)) / (V(C(1)) + from_bits<V>(bits(exp_r) + n));
+  return V(C(1)) / (V(C(1)) + exp_r * scale);
 }
 
 // x p(x^2) / q(x^2), the least largest relative error on [-9, 9], 2.1e-8 (Remez); beyond them it is 1 to rounding.
@@ -266,7 +268,7 @@ RNNKERN_INLINE Vec<double> tanh_(Vec<double> x) {
   auto const sign = bits(V(-0.0));
   V const magnitude = from_bits<V>(bits(x) & ~sign);
   V r;
-  V const scale = from_bits<V>(exp_parts(maximum(magnitude * V(-2.0), V(-Exp<double>::limit)), r) + bits(V(1.0)));
+  V const scale = exp_parts(maximum(magnitude * V(-2.0), V(-Exp<double>::limit)), r);
   V const all = scale * (r * r * polynomial(Exp<double>::q, r) + r) + (scale - V(1.0));
   V const result = all / (V(-2.0) - all);
   return from_bits<V>((bits(result) & ~sign) | (bits(x) & sign));
