@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 from rnnkern import batching, formula, levels, ops
 from rnnkern.ops import WEIGHTS, Options, Tensors
@@ -49,13 +51,28 @@ def layer(
         want_cells: give the cell states after every step (LSTM).
     """
     tensors = (x, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, *weights)
-    compiling = torch.compiler.is_compiling()  # what traces must see the operator itself
+    compiling = torch.compiler.is_compiling()
+    if not compiling and _of_subclass(tensors):
+        # Outside of the Functions, where it would make their results views.
+        return handle_torch_function(
+            layer, tensors, x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h,
+            zoneout_c, zoneout, cell=cell, bidirectional=bidirectional, heads=heads, recompute=recompute,
+            want_cells=want_cells,
+        )  # fmt: skip
     save = compiling and _needs_gradient(tensors)
     options = Options(zoneout, cell, bidirectional, heads, False, save, recompute, want_cells)
-    y, h_n, c_n, cells, _ = ops.forward(options, tensors) if compiling else _forward(options, tensors)
+    traced = compiling or torch.jit.is_tracing()  # what traces must see the operator itself
+    y, h_n, c_n, cells, _ = ops.forward(options, tensors) if traced else _forward(options, tensors)
     if cell != "lstm":
         return y, h_n, None, None
     return y, h_n, c_n, cells if want_cells else None
+
+
+def _of_subclass(tensors: Tensors) -> bool:
+    """Whether some are of a class whose `__torch_function__` makes the results its own."""
+    if not has_torch_function(tensors):
+        return False
+    return any(type(t) not in (Tensor, Parameter) and has_torch_function_unary(t) for t in tensors if t is not None)
 
 
 def _needs_gradient(tensors: Tensors) -> bool:
@@ -187,10 +204,12 @@ def _keep_for_backward(ctx: Any, options: Options, tensors: Tensors, results: Se
         None if one_step or not lstm else cells,
         None if options.recompute else gates,
     )
-    if lstm:
-        ctx.mark_non_differentiable(gates)
-    else:
+    if not lstm:
         ctx.mark_non_differentiable(c_n, cells, gates)
+    elif options.save or options.want_cells:
+        ctx.mark_non_differentiable(gates)
+    else:  # forward mode alone, for which the operator makes no cells
+        ctx.mark_non_differentiable(cells, gates)
 
 
 def _keep_for_double_backward(

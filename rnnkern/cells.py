@@ -61,12 +61,9 @@ class RecurrentCell(torch.nn.RNNCellBase):
                 h = x.new_zeros((1, x.shape[0], self.hidden_size))
                 c = h if lstm else None
             _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self.cell)
-        # In place, for a result that is no view: others would share its version counter and its memory.
-        h_n.squeeze_(0)
-        if c_n is not None:
-            c_n.squeeze_(0)
+        h_n, c_n = _without_first(h_n), None if c_n is None else _without_first(c_n)
         if not batched:
-            return h_n.squeeze_(0), None if c_n is None else c_n.squeeze_(0)
+            h_n, c_n = _without_first(h_n), None if c_n is None else _without_first(c_n)
         return h_n, c_n
 
     def _row(self, x: Tensor, state: Tensor, name: str, batched: bool) -> Tensor:
@@ -93,6 +90,12 @@ class RecurrentCell(torch.nn.RNNCellBase):
             f"torch.jit.script cannot take rnnkern.{type(self).__name__}, TorchScript has no operator for it: "
             "script cell.to_torch(), the equal torch.nn cell"
         )
+
+
+def _without_first(state: Tensor) -> Tensor:
+    """Without its first dimension, which is one. In place, for a result that is no view: others would share its version
+    counter and its memory. But what wraps a tensor keeps the shape that it was made with."""
+    return state.squeeze_(0) if type(state) is Tensor else state.squeeze(0)
 
 
 class LSTMCell(RecurrentCell):

@@ -37,6 +37,7 @@ def convert(module: nn.Module, *, inplace: bool = True) -> nn.Module:
     Returns:
         `module`, or the layer that replaces it if it is a recurrent layer itself.
     """
+    check_is_module(module)
     if not inplace:
         module = copy.deepcopy(module)
     reasons: list[str] = []
@@ -51,9 +52,14 @@ def convert(module: nn.Module, *, inplace: bool = True) -> nn.Module:
     return swapped.get(module, module)
 
 
+def check_is_module(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__module__}.{type(module).__qualname__}")
+
+
 def replace(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> None:
     """Puts the new modules in the old ones' places under `module`."""
-    for parent in list(module.modules()):
+    for parent in [*module.modules(), *swapped.values()]:
         for name, child in parent._modules.items():
             if child in swapped:
                 parent._modules[name] = swapped[child]

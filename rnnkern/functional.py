@@ -335,6 +335,11 @@ def _joined(layers: list[Any]) -> Tensor:
 # --- random masks: every draw's shape follows from the shapes of the call alone, and its values from the seed ---------
 
 
+def _uniform(shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """Numbers from 0 to 1 beside `x`, whatever the default dtype is."""
+    return torch.rand(shape, dtype=torch.float32, device=x.device)
+
+
 def _draw(
     x: Tensor,
     directions: int,
@@ -348,15 +353,15 @@ def _draw(
     """One layer's masks in training: recurrent dropout's `[D, B, R]`, zoneout's `[D, T, B, R]` and `[D, T, B, H]`."""
     recurrent_mask = zoneout_h = zoneout_c = None
     if recurrent_dropout > 0:
-        keep = torch.rand((directions, batch, width), device=x.device) >= recurrent_dropout
+        keep = _uniform((directions, batch, width), x) >= recurrent_dropout
         recurrent_mask = keep.to(x.dtype) * (1 / (1 - recurrent_dropout) if recurrent_dropout < 1 else 0.0)
         if order is not None:
             recurrent_mask = recurrent_mask.index_select(1, order)
     if zoneout > 0:
         shape = (directions, *x.shape[:-1])
-        zoneout_h = torch.rand((*shape, width), device=x.device) < zoneout
+        zoneout_h = _uniform((*shape, width), x) < zoneout
         if cell_width > 0:
-            zoneout_c = torch.rand((*shape, cell_width), device=x.device) < zoneout
+            zoneout_c = _uniform((*shape, cell_width), x) < zoneout
     return recurrent_mask, zoneout_h, zoneout_c
 
 

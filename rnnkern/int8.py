@@ -92,6 +92,12 @@ class Weights:
             raise RuntimeError(f"a layer with int8 weights is for the CPU, got an input on {x.device}")
         if x.dtype != torch.float32:
             raise TypeError(f"a layer with int8 weights computes in float32, got an input of {x.dtype}")
+        for tensor in (*self.packed, *self.biases):
+            if tensor.device != x.device:
+                raise RuntimeError(
+                    "Input and parameter tensors are not at the same device, "
+                    f"found input tensor at {x.device} and parameter tensor at {tensor.device}"
+                )
 
 
 def layer(

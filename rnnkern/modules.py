@@ -366,10 +366,10 @@ class RNN(Recurrent):
 
     @property
     def cell(self) -> str:
-        return "rnn_" + self.nonlinearity
+        return self.mode.lower()  # torch goes by it too
 
     def to_torch(self) -> torch.nn.RNNBase:
-        if self.nonlinearity == "sigmoid":
+        if self.mode == "RNN_SIGMOID":
             raise ValueError("torch.nn has no RNN with nonlinearity='sigmoid'")
         return super().to_torch()
 

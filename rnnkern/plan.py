@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import _C, checks, ops
+from rnnkern import _C, checks, functional, ops
 from rnnkern._version import __version__
 from rnnkern.cells import RecurrentCell
 from rnnkern.modules import Recurrent
@@ -131,6 +131,9 @@ def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
     """The arguments of `_C.plan` for the first layer."""
     packed = isinstance(input, PackedSequence)
     x = input.data if isinstance(input, PackedSequence) else input
+    dims = (2,) if packed else (1, 2) if isinstance(layer, RecurrentCell) else (2, 3)
+    if x.dim() not in dims:
+        raise ValueError(f"input: expected {' or '.join(map(str, dims))} dimensions, got {x.dim()}")
     if isinstance(input, PackedSequence):
         steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
         rows = x.shape[0]
@@ -145,8 +148,10 @@ def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
     if device.type not in checks.BACKENDS[:-1]:
         raise RuntimeError(f"rnnkern has no kernels for device '{device}' in this build")
     dtype = x.dtype
-    if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+    if functional.under_autocast(x):
         dtype = torch.get_autocast_dtype(device.type)
+    elif not isinstance(layer, QuantizedLayer):
+        checks.check_weights(x, list(layer.parameters()))
     if x.shape[-1] != layer.input_size:
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {layer.input_size}, got {x.shape[-1]}"

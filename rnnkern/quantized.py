@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import cells, functional, int8, modules
-from rnnkern.convert import as_ours, plain_class, replace
+from rnnkern.convert import as_ours, check_is_module, plain_class, replace
 
 
 class QuantizedLayer(nn.Module):
@@ -101,6 +101,7 @@ def quantize_dynamic(module: nn.Module) -> nn.Module:
     Returns:
         the copy, or the `QuantizedLayer` that replaces it if it is a recurrent layer itself.
     """
+    check_is_module(module)
     module = copy.deepcopy(module)
     reasons: list[str] = []
     swapped: dict[nn.Module, nn.Module] = {}

@@ -222,6 +222,29 @@ def test_torchscript_is_left_and_named():
     assert model["scripted"](torch.randn(6, 4, 5))[0].shape == (6, 4, 8)
 
 
+def test_a_layer_within_a_layer_is_swapped_too():
+    outer = nn.LSTM(5, 8)
+    outer.inner = nn.GRU(5, 8)
+    model = rnnkern.convert(nn.Sequential(outer))
+    assert type(model[0]) is rnnkern.LSTM and type(model[0].inner) is rnnkern.GRU
+
+
+def test_the_mode_says_what_an_rnn_computes():
+    """As in torch, whose older pickles have no `nonlinearity`."""
+    original = torchs("RNN", nonlinearity="relu")
+    del original.nonlinearity
+    x = x_for("RNN")
+    swapped = rnnkern.convert(original)
+    assert_close(swapped(x), original(x))
+    assert_close(swapped.to_torch()(x), original(x))
+
+
+@pytest.mark.parametrize("function", [rnnkern.convert, rnnkern.quantize_dynamic])
+def test_only_modules_are_taken(function):
+    with pytest.raises(TypeError, match=r"^module must be a torch.nn.Module, got builtins.list$"):
+        function([nn.LSTM(5, 8)])
+
+
 def test_nothing_is_said_where_all_was_swapped():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -167,6 +167,20 @@ def test_certain_zoneout_and_certain_dropout(name):
     assert y.isfinite().all()
 
 
+@pytest.mark.parametrize("option", ["recurrent_dropout", "zoneout"])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_masks_do_not_depend_on_the_default_dtype(option, default):
+    layer = make("LSTM", 5, 8, **{option: 0.3})
+    torch.manual_seed(9)
+    expected = layer(X)[0]
+    torch.manual_seed(9)
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(layer(X)[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @every_layer
 def test_masks_follow_the_seed_and_the_shapes_alone(name):
     options = {"dropout": 0.3, "recurrent_dropout": 0.3, "weight_dropout": 0.3, "zoneout": 0.3}

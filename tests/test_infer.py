@@ -49,6 +49,8 @@ def test_what_is_not_a_plain_call_goes_the_long_way(name):
         negative = torch._neg_view(-x)  # what lies in memory is -x
         assert torch.equal(layer(negative)[0], expected)
         assert torch.equal(layer.step(negative[0])[0], step)
+        zeros = torch._efficientzerotensor(x.shape, dtype=x.dtype)  # which has no memory
+        assert torch.equal(layer(zeros)[0], layer(torch.zeros_like(x))[0])
         layer.weight_hh_l0 = torch.nn.Parameter(torch._neg_view(-layer.weight_hh_l0.detach()))
         assert torch.equal(layer(x)[0], expected)
         traced = torch.jit.trace(layer, (x,))

@@ -214,6 +214,27 @@ def test_every_nan_stays_one(cell, dtype, bits, isa):
         assert one.run()[0].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tanh_does_not_pass_one(dtype, isa):
+    layer = rnnkern.RNN(1, 1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1)
+    x = torch.linspace(-30, 30, 300_001, dtype=dtype).view(1, -1, 1).requires_grad_()
+    y, _ = layer(x)
+    assert y.abs().max() == 1
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert slope.min() == 0
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_no_part_of_an_infinite_gradient_reaches_a_value_that_zoneout_left_out(name, isa):
+    layer = getattr(rnnkern, name)(3, 5, zoneout=1.0)
+    x, h = torch.randn(4, 2, 3, requires_grad=True), torch.randn(1, 2, 5, requires_grad=True)
+    y, _ = layer(x, (h, torch.randn(1, 2, 5)) if name == "LSTM" else h)
+    d_x, d_h = torch.autograd.grad(y, (x, h), torch.full_like(y, float("inf")))
+    assert (d_x == 0).all() and (d_h == float("inf")).all()
+
+
 @every_cell
 def test_a_reset_replaces_a_nan_state(cell, device):
     one = problem(cell, "reset", reset="first step", device=device)

@@ -11,9 +11,11 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
+from torch.testing._internal.logging_tensor import LoggingTensor
 
 import rnnkern
 from comparison import (
+    LAYERS,
     assert_close,
     assert_equal_to_torch,
     outputs_and_gradients,
@@ -277,6 +279,56 @@ def test_threads_share_a_layer(name):
     assert all(torch.equal(y, expected) for y in found)
 
 
+class Marked(torch.Tensor):
+    """A subclass as libraries derive them to say what a tensor holds."""
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "LSTMCell", "GRUCell", "RNNCell"])
+def test_a_subclass_of_tensor_stays_one_and_trains(name):
+    ours, theirs = pair(name, 5, 8)
+    x = padded()[0] if name.endswith("Cell") else padded()
+    found, expected = tensors_of(ours(x.as_subclass(Marked))), tensors_of(theirs(x))
+    assert all(type(tensor) is Marked for tensor in found)
+    states = len(found) - name.startswith("LSTM") - 1  # the final ones
+    found[states:] = [tensor.relu_() for tensor in found[states:]]
+    expected[states:] = [tensor.relu() for tensor in expected[states:]]
+    assert_close([tensor.as_subclass(torch.Tensor) for tensor in found], expected)
+    found = torch.autograd.grad(sum(tensor.sum() for tensor in found), list(ours.parameters()))
+    expected = torch.autograd.grad(sum(tensor.sum() for tensor in expected), list(theirs.parameters()))
+    assert_close(list(found), list(expected), gradient=True)
+    with torch.no_grad():
+        assert type(tensors_of(ours(x.as_subclass(Marked)))[0]) is Marked
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_a_wrapper_of_tensors_has_the_results_shapes(name, gradient):
+    cell = pair(name, 5, 8)[0].requires_grad_(gradient)
+    for x in (padded()[0], padded()[0, 0]):
+        wrapped = [tensor.elem for tensor in tensors_of(cell(LoggingTensor(x)))]
+        assert_close(wrapped, tensors_of(cell(x)))
+        assert [tensor.shape for tensor in tensors_of(cell(LoggingTensor(x)))] == [tensor.shape for tensor in wrapped]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", [*LAYERS, "LSTMCell", "GRUCell", "RNNCell"])
+def test_forward_mode_needs_no_reverse_mode(name, frozen):
+    """Of a frozen module, or under no_grad, nothing is kept for backward."""
+    ours, theirs = pair(name, 5, 8)
+    ours.requires_grad_(not frozen)
+    cell = name.endswith("Cell")
+    x = padded()[0] if cell else padded()
+    tangent = torch.randn_like(x)
+    calls = [(ours, theirs, x, tangent)]
+    if not cell:
+        calls.append((ours.step, lambda x: theirs(x.unsqueeze(0)), x[0], tangent[0]))
+    for call, like, x, tangent in calls:
+        _, expected = torch.autograd.functional.jvp(lambda x, like=like: tuple(tensors_of(like(x))), x, tangent)
+        with torch.set_grad_enabled(frozen):
+            _, found = torch.func.jvp(lambda x, call=call: tuple(tensors_of(call(x))), (x,), (tangent,))
+        assert_close([t.reshape(e.shape) for t, e in zip(found, expected, strict=True)], expected, gradient=True)
+
+
 @every_layer
 def test_grad_and_jvp_of_torch_func(name):
     ours, theirs = pair(name, 5, 8)
@@ -288,3 +340,18 @@ def test_grad_and_jvp_of_torch_func(name):
     _, found = torch.func.jvp(lambda x: ours(x)[0], (x,), (tangent,))
     _, expected = torch.autograd.functional.jvp(lambda x: theirs(x)[0], x, tangent)
     assert_close(found, expected, gradient=True)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@every_layer
+def test_a_trace_with_gradients_can_be_saved_and_trained(name):
+    layer, x = pair(name, 5, 8)[0], padded()
+    stored = io.BytesIO()
+    torch.jit.save(torch.jit.trace(layer, (x,)), stored)
+    stored.seek(0)
+    traced, x = torch.jit.load(stored), padded(steps=9, batch=3)
+    found, expected = tensors_of(traced(x)), tensors_of(layer(x))
+    assert_close(found, expected)
+    found = torch.autograd.grad(found[0].square().sum(), list(traced.parameters()))
+    expected = torch.autograd.grad(expected[0].square().sum(), list(layer.parameters()))
+    assert_close(list(found), list(expected), gradient=True)

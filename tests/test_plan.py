@@ -69,6 +69,33 @@ def test_a_plan_takes_every_kind_of_input():
         assert rnnkern.plan(layer, X)["saved_bytes"] == expected["saved_bytes"] // 2
 
 
+@pytest.mark.parametrize(
+    ("layer", "x", "kind", "message"),
+    [
+        (rnnkern.LSTM(5, 8), X[0, 0], ValueError, "input: expected 2 or 3 dimensions, got 1"),
+        (rnnkern.LSTM(5, 8), X[None], ValueError, "input: expected 2 or 3 dimensions, got 4"),
+        (rnnkern.GRUCell(5, 8), X, ValueError, "input: expected 1 or 2 dimensions, got 3"),
+        (rnnkern.GRU(5, 8), X.double(), ValueError, "does not match weight dtype"),
+        (rnnkern.quantize_dynamic(rnnkern.GRU(5, 8)), X.double(), TypeError, "computes in float32"),
+    ],
+)
+def test_there_is_no_plan_of_what_a_call_refuses(layer, x, kind, message):
+    with pytest.raises(kind, match=message):
+        rnnkern.plan(layer, x)
+    with torch.no_grad(), pytest.raises(kind):
+        layer(x)
+
+
+def test_the_planned_memory_grows_with_what_is_kept_alone():
+    layer, recomputing = rnnkern.LSTM(64, 64), rnnkern.LSTM(64, 64, recompute=True)
+    x, longer = torch.zeros(1000, 16, 64), torch.zeros(10000, 16, 64)
+    gates = 4 * 64 * 10000 * 16 * 4
+    with torch.no_grad():
+        assert rnnkern.plan(layer, longer)["bytes"] < 1.1 * rnnkern.plan(layer, x)["bytes"]
+    assert rnnkern.plan(layer, longer)["bytes"] < 1.1 * rnnkern.plan(layer, x)["bytes"] < 0.1 * gates
+    assert gates < rnnkern.plan(recomputing, longer)["bytes"] < 1.1 * gates
+
+
 def test_a_plan_says_what_runs_the_reference_and_what_a_cell_is():
     (note,) = rnnkern.plan(rnnkern.LSTM(5, 8), X)["notes"]
     assert "double backward" in note and "jvp" in note and "reference" in note

@@ -314,6 +314,11 @@ def test_wrong_inputs_raise():
         ours(torch.randn(3, 2, 20), (torch.zeros(1, 3, 48),) * 2)
     with pytest.raises(TypeError, match="bias_ih: expected dtype Float, got Half"):
         copy.deepcopy(ours).half()(torch.randn(3, 2, 20))
+    for elsewhere in (copy.deepcopy(ours).to("meta"), copy.deepcopy(ours)):
+        elsewhere.bias_ih_l0 = elsewhere.bias_ih_l0.to("meta")
+        for call in (elsewhere, lambda x, layer=elsewhere: layer.step(x[0])):
+            with pytest.raises(RuntimeError, match="found input tensor at cpu and parameter tensor at meta"):
+                call(torch.randn(3, 2, 20))
     broken = copy.deepcopy(ours)
     broken.weight_hh_l0 = broken.weight_hh_l0[:, :1]
     with pytest.raises(ValueError, match=r"weight_hh: expected shape \[1, 3, 12, 4, 16, 4\]"):

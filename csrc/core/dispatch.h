@@ -29,6 +29,16 @@ decltype(auto) dispatch(Dtype dtype, Body&& body) {
   return body(Type<Float16>{});
 }
 
+// What a caller allocates by `facts`, the cell's kernels fill.
+template <class... Cells>
+constexpr bool keep_to_facts() {
+  return ((Cells::gates == facts(Cells::kind).gates && Cells::saved == facts(Cells::kind).saved &&
+           (Cells::states == 2) == facts(Cells::kind).has_cell &&
+           Cells::split_gate == facts(Cells::kind).split_gate) &&
+          ...);
+}
+static_assert(keep_to_facts<RnnCell, LstmCell, GruCell, GruV1Cell>());
+
 template <class Body>
 decltype(auto) dispatch(CellKind kind, Activation activation, Body&& body) {
   switch (kind) {

@@ -42,8 +42,12 @@ std::string forced() {
     std::lock_guard const lock(forced_mutex);
     return forced_name;
   }
-  const char* const wanted = std::getenv("RNNKERN_FORCE_STRATEGY");
-  return wanted ? wanted : "";
+  // Once: other threads may change the environment while it is read.
+  static std::string const wanted = [] {
+    const char* const value = std::getenv("RNNKERN_FORCE_STRATEGY");
+    return value ? value : "";
+  }();
+  return wanted;
 }
 
 #if defined(RNNKERN_WITH_CUDA)
@@ -75,10 +79,12 @@ double recurrent_work(const Problem& p) {
 }
 
 // As the time loop reads them.
-double weight_bytes(const Problem& p) { return p.dtype == Dtype::float64 ? 8 : p.int8 ? 1 : 4; }
+double weight_bytes(const Problem& p) {
+  return p.dtype == Dtype::float64 ? 8 : p.int8 ? 1 : simd_multiplies_pairs(p.dtype) ? 2 : 4;
+}
 
 double floor_us(const Problem& p, int workers) {
-  double const slow = p.dtype == Dtype::float64 ? 2 : p.int8 ? 0.25 : 1;
+  double const slow = weight_bytes(p) / 4 / simd_rows_at_once(p.dtype);  // beside float32's multiply-adds
   double const weights = recurrent_work(p) * weight_bytes(p) / workers, steps = double(p.steps) * p.groups;
   double const loop = std::max(steps * weights / streaming(weights),
                                2 * slow * p.rows * p.groups * recurrent_work(p) / kFlops / workers);
@@ -110,17 +116,6 @@ void share_work(const Problem& p, int threads, Plan& plan) {
 }
 
 constexpr size_t kKnownPlans = 256;
-
-size_t scratch_bytes(const Problem& p, const Plan& plan) {
-  size_t const compute = p.dtype == Dtype::float64 ? 8 : 4, storage = size_of(p.dtype);
-  size_t const weights = p.int8 ? 0 : size_t(recurrent_work(p)) * compute;  // those in int8 are read where they lie
-  size_t const bytes = p.int8 ? size_t(p.rows) * p.input_size : 0;
-  size_t const gates = p.save && !p.recompute ? 0 : size_t(p.rows) * p.gate_size() * storage;
-  size_t const states = size_t(p.batch) * (p.hidden_size + p.state_size()) * 2 * compute;
-  int64_t const at_once = plan.whole_groups(p.groups) ? std::min<int64_t>(p.groups, plan.workers) : p.groups;
-  return (weights + gates + states + bytes) * at_once +
-         size_t(p.gate_size()) * std::min<size_t>(p.input_size, 512) * compute;
-}
 
 }  // namespace
 
@@ -173,8 +168,10 @@ Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
   if (on_cpu) {
     share_work(problem, threads, plan);
     plan.floor_us = floor_us(problem, plan.workers);
+    return plan;
   }
-  plan.bytes = scratch_bytes(problem, plan);
+  plan.bytes = sweep_bytes(problem, Sweep::forward, nullptr);
+  if (problem.save) plan.bytes = std::max(plan.bytes, sweep_bytes(problem, Sweep::backward, nullptr));
   return plan;
 }
 

@@ -19,7 +19,7 @@ struct Plan {
   std::string strategy;  // of the forward sweep
   int workers = 1;
   Split split = Split::none;
-  size_t bytes = 0;     // memory beside the results, while it runs
+  size_t bytes = 0;     // on a GPU: memory beside the results, while it runs; on the CPU simd_bytes() finds it
   double floor_us = 0;  // what the hardware needs at least: weights streamed once a step, products at peak
   std::vector<std::pair<std::string, std::string>> rejected;  // the other strategies, and why not
   std::optional<SweepPlan> forward, backward;  // on a GPU whose facts are known; backward where gates are kept

@@ -32,7 +32,7 @@ struct CellFacts {
   bool split_gate;  // the last gate's gradient differs between the input's and the recurrent product
 };
 
-inline CellFacts facts(CellKind kind) {
+constexpr CellFacts facts(CellKind kind) {
   switch (kind) {
     case CellKind::rnn: return {"rnn", 1, 1, false, false};
     case CellKind::lstm: return {"lstm", 4, 4, true, false};

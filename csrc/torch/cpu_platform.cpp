@@ -9,6 +9,8 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "../core/cpu/barrier.h"
+
 namespace rnnkern {
 namespace {
 
@@ -106,7 +108,7 @@ void TorchCpuPlatform::parallel(int wanted, const std::function<void(int worker,
   at::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
     int const worker = workers.fetch_add(1);
     taken.fetch_add(int(end - begin));
-    while (taken.load() < wanted) std::atomic_signal_fence(std::memory_order_seq_cst);
+    spin_until([&] { return taken.load() >= wanted; });
     work(worker, workers.load());
   });
 }

@@ -37,7 +37,6 @@ class Int8Checker {
     TORCH_CHECK_TYPE(tensor.scalar_type() == c10::CppTypeToScalarType<T>::value, name, ": expected dtype ",
                      c10::CppTypeToScalarType<T>::value, ", got ", tensor.scalar_type());
     TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on the CPU, got one on ", tensor.device());
-    TORCH_CHECK(!tensor.is_neg(), name, ": expected values as they lie in memory, got a negative view");
     layer_.owned.push_back(tensor.contiguous());
     return layer_.owned.back().template const_data_ptr<T>();
   }

@@ -63,8 +63,6 @@ class Checker {
     TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", tensor.scalar_type());
     TORCH_CHECK(tensor.device() == x_.device(), name, ": expected device ", x_.device(), " as the input's, got ",
                 tensor.device());
-    // The dispatcher resolves such views; `infer` comes without it.
-    TORCH_CHECK(!tensor.is_neg(), name, ": expected values as they lie in memory, got a negative view");
     // A member that is expanded or strided keeps its place.
     bool const dense = tensor.is_contiguous() || (layer_.ensemble && layer_.members > 0 &&
                                                   tensor.select(0, 0).is_contiguous() && tensor.stride(0) >= 0);

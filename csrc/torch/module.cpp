@@ -129,7 +129,9 @@ py::dict plan_of(const std::string& cell, const std::string& dtype, const std::s
   problem.tf32 = problem.backend == Backend::cuda && problem.dtype == Dtype::float32 && rnn_tf32_allowed();
   std::optional<DeviceFacts> known;
   if (problem.backend == Backend::cuda) known = facts_of(gpu, device_index);
-  return describe(plan(problem, threads > 0 ? threads : max_workers(), known ? &*known : nullptr), problem);
+  Plan found = plan(problem, threads > 0 ? threads : max_workers(), known ? &*known : nullptr);
+  if (problem.backend == Backend::cpu) found.bytes = simd_bytes(problem, found);
+  return describe(found, problem);
 }
 
 // Whether an operator that is called now would go to its kernel but for autograd: no autocast, transform, tracer or
@@ -141,10 +143,11 @@ bool straight_to_kernels() {
          keys.excluded_ - apart == c10::default_excluded_set - apart && !at::impl::torch_function_mode_enabled();
 }
 
-// A tensor as it comes, of no subclass, for which no gradient will be asked.
+// A tensor of no subclass, whose values lie in memory as they are, and for which no gradient will be asked.
 bool is_plain(py::handle object) {
-  return THPVariable_CheckExact(object.ptr()) &&
-         !(c10::GradMode::is_enabled() && THPVariable_Unpack(object.ptr()).requires_grad());
+  if (!THPVariable_CheckExact(object.ptr())) return false;
+  const Tensor& tensor = THPVariable_Unpack(object.ptr());
+  return !tensor.is_neg() && !tensor._is_zerotensor() && !(c10::GradMode::is_enabled() && tensor.requires_grad());
 }
 
 // All layers' weights, flat. In int8: with the biases apart, and the sizes that packed weights do not show.

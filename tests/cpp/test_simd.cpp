@@ -16,6 +16,8 @@ namespace {
 // NaN at first, and each piece is an allocation of its exact size, so that a sanitizer sees what goes beyond.
 class ThreadPlatform final : public CpuPlatform {
  public:
+  size_t used = 0;
+
   explicit ThreadPlatform(int granted) : granted_(granted) {}
   ThreadPlatform(const ThreadPlatform&) = delete;
   ~ThreadPlatform() override {
@@ -23,6 +25,7 @@ class ThreadPlatform final : public CpuPlatform {
   }
 
   void* scratch(size_t bytes) override {
+    used += (std::max<size_t>(bytes, 1) + 63) / 64 * 64;
     blocks_.push_back(operator new(bytes, kAlign));
     return std::memset(blocks_.back(), 0xff, bytes);
   }
@@ -60,11 +63,19 @@ struct SimdRunner {
   void forward(const Problem& problem, const std::vector<Group>& groups) const {
     ThreadPlatform platform(granted);
     simd_forward(problem, groups, plan(), platform);
+    check_memory(problem, platform);
   }
   void backward(const Problem& problem, const std::vector<Group>& groups,
                 const std::vector<GroupGradients>& gradients) const {
     ThreadPlatform platform(granted);
     simd_backward(problem, groups, gradients, plan(), platform);
+    check_memory(problem, platform);
+  }
+  void check_memory(const Problem& problem, const ThreadPlatform& platform) const {
+    size_t const planned = simd_bytes(problem, plan());
+    if (platform.used <= planned) return;
+    std::printf("FAILED: %s: %zu bytes of scratch where %zu were planned\n", name().c_str(), platform.used, planned);
+    std::exit(1);
   }
 };
 

@@ -215,18 +215,20 @@ class BackwardSweep {
     return row.d_y ? d + load<V>(row.d_y + unit, n) : d;
   }
 
-  // Splits a gradient into the new value's part (in place) and the old value's (returned).
+  // Splits a gradient into the new value's part (in place) and the old value's (returned). A mask leaves none of it, not
+  // even of infinity, to the other.
   RNNKERN_INLINE V unzone(V& d, const bool* zone, int64_t unit, int n) const {
-    V share(C(group_.zoneout));
+    V const none(C(0)), all = d;
     if (zone) {
       C keep[V::lanes] = {};
       for (int i = 0; i < n; ++i) keep[i] = zone[unit + i];
-      share = load<V>(keep);
-    } else if (group_.zoneout == 0) {
-      return V(C(0));
+      V const kept = load<V>(keep);
+      d = positive(kept, none, all);
+      return positive(kept, all, none);
     }
-    V const old = share * d;
-    d = d - old;
+    if (group_.zoneout == 0) return none;
+    V const old = V(C(group_.zoneout)) * all;
+    d = all - old;
     return old;
   }
 

@@ -1,10 +1,24 @@
-// A barrier for threads that all run: spins, and gives the processor up when the others are not scheduled.
+// How threads that all run wait for each other: they spin, and give the processor up when others are not scheduled.
 #pragma once
 
 #include <atomic>
 #include <thread>
 
 namespace rnnkern {
+
+template <class Condition>
+void spin_until(Condition condition) {
+  for (int spins = 0; !condition();) {
+    if (spins < 4000) {
+      ++spins;
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
 
 class Barrier {
  public:
@@ -17,15 +31,7 @@ class Barrier {
       round_.store(round + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < 4000) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-      } else {
-        std::this_thread::yield();
-      }
-    }
+    spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
   }
 
  private:

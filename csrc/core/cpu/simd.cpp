@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <memory>
 
 #if defined(__x86_64__)
 #include <sys/syscall.h>
@@ -50,6 +51,26 @@ const SimdKernels* find(const std::string& name, const char* what) {
   throw Error{std::string(what) + ": expected one of " + known + ", got '" + name + "'"};
 }
 
+// Gives what a call asks for, and runs nothing of it.
+class Tally final : public CpuPlatform {
+ public:
+  size_t bytes = 0;
+
+  void* scratch(size_t wanted) override {
+    size_t const lines = std::max<size_t>(1, (wanted + sizeof(Line) - 1) / sizeof(Line));
+    bytes += lines * sizeof(Line);
+    return blocks_.emplace_back(std::make_unique_for_overwrite<Line[]>(lines)).get();
+  }
+  int max_workers() const override { return 1; }
+  void parallel(int, const std::function<void(int worker, int workers)>&) override {}
+
+ private:
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::vector<std::unique_ptr<Line[]>> blocks_;
+};
+
 std::atomic<const SimdKernels*> chosen{nullptr};
 
 const SimdKernels& kernels() {
@@ -80,6 +101,14 @@ int simd_rows_at_once(Dtype dtype) {
   return 1;
 }
 
+bool simd_multiplies_pairs(Dtype dtype) {
+#if defined(__x86_64__)
+  return dtype == Dtype::bfloat16 && (&kernels() == &avx512_amx_kernels || &kernels() == &avx512_bf16_kernels);
+#else
+  return false;
+#endif
+}
+
 bool simd_asks_ahead() {
 #if defined(__x86_64__)
   static bool const zen4 = __builtin_cpu_is("amdfam19h") && __builtin_cpu_supports("avx512f");  // Zen 3 has no AVX-512
@@ -107,6 +136,34 @@ void simd_int8_forward(const Problem& problem, const std::vector<Group>& groups,
 void simd_backward(const Problem& problem, const std::vector<Group>& groups,
                    const std::vector<GroupGradients>& gradients, const Plan& plan, CpuPlatform& platform) {
   if (!groups.empty()) kernels().backward(problem, groups.data(), gradients.data(), int(groups.size()), plan, platform);
+}
+
+size_t simd_bytes(const Problem& problem, const Plan& plan) {
+  // Of tensors it only counts which ones there are.
+  static char there;
+  std::vector<int64_t> const lengths(problem.batch, problem.steps), batch_sizes(problem.steps, problem.batch);
+  Group group;
+  if (problem.lengths) group.schedule.lengths = lengths.data();
+  if (problem.packed) group.schedule.batch_sizes = batch_sizes.data();
+  if (problem.recurrent_mask) group.mask = &there;
+  if (problem.save && !problem.recompute) group.gates = &there;
+  std::vector<Group> const groups(problem.groups, group);
+  Tally forward, backward;
+  if (problem.int8) {
+    simd_int8_forward(problem, groups, std::vector<Int8Group>(groups.size()), plan, forward);
+  } else {
+    simd_forward(problem, groups, plan, forward);
+  }
+  if (problem.save) {
+    GroupGradients wanted;
+    wanted.d_x = wanted.d_w_ih = wanted.d_w_hh = wanted.d_h_0 = wanted.d_c_0 = &there;
+    if (problem.proj_size > 0) wanted.d_w_hr = &there;
+    if (problem.bias) wanted.d_b_ih = wanted.d_b_hh = &there;
+    std::vector<GroupGradients> gradients(groups.size(), wanted);
+    for (size_t g = 1; g < gradients.size(); g += 2) gradients[g].accumulate_x = true;
+    simd_backward(problem, groups, gradients, plan, backward);
+  }
+  return std::max(forward.bytes, backward.bytes);
 }
 
 }  // namespace rnnkern

@@ -26,8 +26,14 @@ struct SimdKernels {
   Int8Forward int8_forward;
 };
 
-// How many rows a product takes in the time of one, with the instruction set in use.
+// Memory beside the results that a layer, whose groups are its directions, asks for at a time: forward, or, where
+// something is kept for it, backward with all gradients wanted.
+size_t simd_bytes(const Problem& problem, const Plan& plan);
+
+// How many rows a product takes in the time of one, with the instruction set in use; and whether it takes elements in
+// pairs, by dot products of the 16-bit type.
 int simd_rows_at_once(Dtype dtype);
+bool simd_multiplies_pairs(Dtype dtype);
 
 // Whether what a tile streams from beyond the second cache, while it takes all rows at once, is worth asking for before
 // it is read: not on Zen 4, whose own prefetchers bring it faster alone.

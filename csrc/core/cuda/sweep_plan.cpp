@@ -64,6 +64,8 @@ int64_t buffer_elements(const Problem& p, Sweep sweep, int64_t count) {
   return count * p.rows * (columns * p.hidden_size + p.state_size() + second);
 }
 
+}  // namespace
+
 size_t sweep_bytes(const Problem& p, Sweep sweep, const Choice* choice) {
   size_t const element = size_of(p.dtype), compute = p.dtype == Dtype::float64 ? 8 : 4;
   if (choice == nullptr) {  // stepwise runs one group after the other, with the states and a product of one step
@@ -76,8 +78,6 @@ size_t sweep_bytes(const Problem& p, Sweep sweep, const Choice* choice) {
   return size_t(buffer_elements(p, sweep, choice->groups_per_launch)) * element + size_t(weights) +
          choice->exchange_bytes;
 }
-
-}  // namespace
 
 double cuda_floor_us(const Problem& p, const DeviceFacts& device) {
   Costs const c = costs(device);

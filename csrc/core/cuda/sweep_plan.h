@@ -30,6 +30,9 @@ int64_t typical_steps(int64_t steps);
 // does not fit.
 SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& device, const std::string& forced = "");
 
+// Memory beside the results, while it runs; without a choice that of `stepwise`.
+size_t sweep_bytes(const Problem& problem, Sweep sweep, const stationary::Choice* choice);
+
 // What the GPU needs at least for the sweeps of this problem: products at peak; a step's weights are on chip, and its
 // units are exchanged once.
 double cuda_floor_us(const Problem& problem, const DeviceFacts& device);
