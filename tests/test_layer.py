@@ -214,16 +214,28 @@ def test_every_nan_stays_one(cell, dtype, bits, isa):
         assert one.run()[0].isnan().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_tanh_does_not_pass_one(dtype, isa):
-    layer = rnnkern.RNN(1, 1, bias=False, dtype=dtype)
+def assert_tanh_does_not_pass_one(dtype, device="cpu"):
+    layer = rnnkern.RNN(1, 1, bias=False, dtype=dtype, device=device)
     with torch.no_grad():
         layer.weight_ih_l0.fill_(1)
-    x = torch.linspace(-30, 30, 300_001, dtype=dtype).view(1, -1, 1).requires_grad_()
+    x = torch.linspace(-30, 30, 300_001, dtype=dtype, device=device).view(1, -1, 1).requires_grad_()
     y, _ = layer(x)
     assert y.abs().max() == 1
     (slope,) = torch.autograd.grad(y.sum(), x)
     assert slope.min() == 0
+
+
+every_precision = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@every_precision
+def test_tanh_does_not_pass_one(dtype, device):
+    assert_tanh_does_not_pass_one(dtype, device)
+
+
+@every_precision
+def test_no_instruction_sets_tanh_passes_one(dtype, isa):
+    assert_tanh_does_not_pass_one(dtype)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])

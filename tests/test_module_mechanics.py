@@ -345,13 +345,16 @@ def test_grad_and_jvp_of_torch_func(name):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @every_layer
 def test_a_trace_with_gradients_can_be_saved_and_trained(name):
-    layer, x = pair(name, 5, 8)[0], padded()
-    stored = io.BytesIO()
-    torch.jit.save(torch.jit.trace(layer, (x,)), stored)
-    stored.seek(0)
-    traced, x = torch.jit.load(stored), padded(steps=9, batch=3)
-    found, expected = tensors_of(traced(x)), tensors_of(layer(x))
+    traces = []
+    for layer in pair(name, 5, 8):
+        stored = io.BytesIO()
+        torch.jit.save(torch.jit.trace(layer, (padded(),)), stored)
+        stored.seek(0)
+        traces.append(torch.jit.load(stored))
+    ours, theirs = traces
+    x = padded(steps=9, batch=3)
+    found, expected = tensors_of(ours(x)), tensors_of(theirs(x))
     assert_close(found, expected)
-    found = torch.autograd.grad(found[0].square().sum(), list(traced.parameters()))
-    expected = torch.autograd.grad(expected[0].square().sum(), list(layer.parameters()))
+    found = torch.autograd.grad(found[0].square().sum(), list(ours.parameters()))
+    expected = torch.autograd.grad(expected[0].square().sum(), list(theirs.parameters()))
     assert_close(list(found), list(expected), gradient=True)

@@ -1,23 +1,25 @@
 // How threads that all run wait for each other: they spin, and give the processor up when others are not scheduled.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
 namespace rnnkern {
 
+constexpr int kSpins = 4000;
+
+// Whether `spins` rounds were enough.
 template <class Condition>
-void spin_until(Condition condition) {
-  for (int spins = 0; !condition();) {
-    if (spins < 4000) {
-      ++spins;
+bool spin_until(Condition condition, int spins = kSpins) {
+  for (; spins > 0; --spins) {
+    if (condition()) return true;
 #if defined(__x86_64__)
-      __builtin_ia32_pause();
+    __builtin_ia32_pause();
 #endif
-    } else {
-      std::this_thread::yield();
-    }
   }
+  while (!condition()) std::this_thread::yield();
+  return false;
 }
 
 class Barrier {
@@ -31,12 +33,16 @@ class Barrier {
       round_.store(round + 1, std::memory_order_release);
       return;
     }
-    spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
+    // With more threads than processors every wait would spin in vain.
+    int const spins = spins_.load(std::memory_order_relaxed);
+    if (!spin_until([&] { return round_.load(std::memory_order_acquire) != round; }, spins))
+      spins_.store(std::max(spins / 2, kSpins / 64), std::memory_order_relaxed);
   }
 
  private:
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> round_{0};
+  std::atomic<int> spins_{kSpins};
 };
 
 }  // namespace rnnkern
