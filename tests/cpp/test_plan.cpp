@@ -75,7 +75,11 @@ void check_sharing() {
   expect(plan(few_rows, 2).split == Split::units, "each thread reads all of many weights", where);
   few_rows.save = true;
   expect(plan(few_rows, 2).split == Split::rows, "backward waits for others' units", where);
-  Problem both = layer(CellKind::lstm, 100, 2, 128, 256);
+  Problem pair = layer(CellKind::lstm, 100, 2, 128, 128);
+  expect(plan(pair, 2).split == Split::units, "a row alone waits for all weights", where);
+  pair.batch = 8, pair.rows = 800;
+  expect(plan(pair, 8).split == Split::rows, "a thread has too few units", where);
+  Problem both = layer(CellKind::lstm, 100, 2, 128, 128);
   both.groups = 2;
   expect(plan(both, 4).split == Split::rows, "the rows of both directions are not counted", where);
 }
