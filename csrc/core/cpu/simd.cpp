@@ -140,7 +140,7 @@ void simd_backward(const Problem& problem, const std::vector<Group>& groups,
 
 size_t simd_bytes(const Problem& problem, const Plan& plan) {
   // Of tensors it only counts which ones there are.
-  static char there;
+  alignas(64) static char there;
   std::vector<int64_t> const lengths(problem.batch, problem.steps), batch_sizes(problem.steps, problem.batch);
   Group group;
   if (problem.lengths) group.schedule.lengths = lengths.data();
