@@ -33,10 +33,7 @@ class Int8Checker {
   template <class T>
   const T* check(size_t at, const char* name, at::IntArrayRef shape) {
     const Tensor& tensor = weights_[at];
-    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, ": expected shape ", shape, ", got ", tensor.sizes());
-    TORCH_CHECK_TYPE(tensor.scalar_type() == c10::CppTypeToScalarType<T>::value, name, ": expected dtype ",
-                     c10::CppTypeToScalarType<T>::value, ", got ", tensor.scalar_type());
-    TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on the CPU, got one on ", tensor.device());
+    check_tensor(tensor, name, shape, c10::CppTypeToScalarType<T>::value, at::kCPU);
     layer_.owned.push_back(tensor.contiguous());
     return layer_.owned.back().template const_data_ptr<T>();
   }

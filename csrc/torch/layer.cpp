@@ -58,11 +58,7 @@ class Checker {
 
   Tensor operator()(const Tensor& tensor, const char* name, Shape shape, at::ScalarType dtype) const {
     if (layer_.ensemble) shape.insert(shape.begin(), layer_.members);
-    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, ": expected shape ", at::IntArrayRef(shape), ", got ",
-                      tensor.sizes());
-    TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", tensor.scalar_type());
-    TORCH_CHECK(tensor.device() == x_.device(), name, ": expected device ", x_.device(), " as the input's, got ",
-                tensor.device());
+    check_tensor(tensor, name, shape, dtype, x_.device());
     // A member that is expanded or strided keeps its place.
     bool const dense = tensor.is_contiguous() || (layer_.ensemble && layer_.members > 0 &&
                                                   tensor.select(0, 0).is_contiguous() && tensor.stride(0) >= 0);
@@ -129,6 +125,13 @@ void check_batch_sizes(const Tensor& sizes, int64_t batch, int64_t rows) {
 }
 
 }  // namespace
+
+void check_tensor(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+                  at::Device device) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, ": expected shape ", shape, ", got ", tensor.sizes());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", tensor.scalar_type());
+  TORCH_CHECK(tensor.device() == device, name, ": expected device ", device, ", got ", tensor.device());
+}
 
 Shape Layer::shape(std::initializer_list<int64_t> sizes) const {
   Shape all(sizes);

@@ -15,6 +15,10 @@ namespace rnnkern {
 
 using Shape = at::DimVector;
 
+// Throws what Python shows as ValueError, TypeError or RuntimeError.
+void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+                  at::Device device);
+
 // The arguments that both operators share, as reference.py documents them.
 struct LayerArguments {
   const at::Tensor& x;

@@ -65,11 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
 
   // Gradients come dense or are made so; a shape that is not the result's would be read out of bounds.
   auto const dense = [&](const Tensor& tensor, const char* name, Shape shape) {
-    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, ": expected shape ", at::IntArrayRef(shape), ", got ",
-                      tensor.sizes());
-    TORCH_CHECK_TYPE(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(), ", got ",
-                     tensor.scalar_type());
-    TORCH_CHECK(tensor.device() == x.device(), name, ": expected device ", x.device(), ", got ", tensor.device());
+    check_tensor(tensor, name, shape, x.scalar_type(), x.device());
     layer.owned.push_back(tensor.contiguous());
     return layer.owned.back();
   };

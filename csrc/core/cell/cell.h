@@ -42,7 +42,7 @@ RNNKERN_HD float sigmoid_(float v) {
 #endif
 }
 RNNKERN_HD double sigmoid_(double v) { return 1.0 / (1.0 + exp(-v)); }
-// a where v > 0, else b; so for NaN too.
+// a where v > 0; b where not, and for NaN.
 RNNKERN_HD float positive(float v, float a, float b) { return v > 0 ? a : b; }
 RNNKERN_HD double positive(double v, double a, double b) { return v > 0 ? a : b; }
 
