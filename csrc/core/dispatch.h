@@ -33,8 +33,7 @@ decltype(auto) dispatch(Dtype dtype, Body&& body) {
 template <class... Cells>
 constexpr bool keep_to_facts() {
   return ((Cells::gates == facts(Cells::kind).gates && Cells::saved == facts(Cells::kind).saved &&
-           (Cells::states == 2) == facts(Cells::kind).has_cell &&
-           Cells::split_gate == facts(Cells::kind).split_gate) &&
+           (Cells::states == 2) == facts(Cells::kind).has_cell && Cells::split_gate == facts(Cells::kind).split_gate) &&
           ...);
 }
 static_assert(keep_to_facts<RnnCell, LstmCell, GruCell, GruV1Cell>());

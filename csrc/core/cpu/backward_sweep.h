@@ -215,8 +215,8 @@ class BackwardSweep {
     return row.d_y ? d + load<V>(row.d_y + unit, n) : d;
   }
 
-  // Splits a gradient into the new value's part (in place) and the old value's (returned). A mask leaves none of it, not
-  // even of infinity, to the other.
+  // Splits a gradient into the new value's part (in place) and the old value's (returned). A mask leaves none of it,
+  // not even of infinity, to the other.
   RNNKERN_INLINE V unzone(V& d, const bool* zone, int64_t unit, int n) const {
     V const none(C(0)), all = d;
     if (zone) {
