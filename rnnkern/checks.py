@@ -91,6 +91,14 @@ def check_function_arguments(
             raise ValueError(f"weights[{index}]: expected size {list(expected)}, got {list(weight.shape)}")
 
 
+def check_device(x: Tensor, tensor: Tensor, what: str) -> None:
+    if tensor.device != x.device:
+        raise RuntimeError(
+            f"Input and {what} tensors are not at the same device, "
+            f"found input tensor at {x.device} and {what} tensor at {tensor.device}"
+        )
+
+
 def check_weights(x: Tensor, weights: Sequence[Tensor]) -> None:
     """Dtypes and devices; the backend."""
     dtype, device = x.dtype, x.device
@@ -116,11 +124,7 @@ def _refuse_weights(x: Tensor, weights: Sequence[Tensor]) -> NoReturn:
     for weight in weights:
         if weight.dtype != dtype:
             raise TypeError(f"all parameters must have one dtype, got {dtype} and {weight.dtype}")
-        if weight.device != x.device:
-            raise RuntimeError(
-                "Input and parameter tensors are not at the same device, "
-                f"found input tensor at {x.device} and parameter tensor at {weight.device}"
-            )
+        check_device(x, weight, "parameter")
     raise AssertionError("called without a mismatch")
 
 
@@ -145,11 +149,7 @@ def initial_states(hx: Any, cell: str) -> tuple[Tensor | None, Tensor | None]:
 
 def check_state_like(x: Tensor, state: Tensor) -> None:
     """The device and the dtype of a state."""
-    if state.device != x.device:
-        raise RuntimeError(
-            "Input and hidden tensors are not at the same device, "
-            f"found input tensor at {x.device} and hidden tensor at {state.device}"
-        )
+    check_device(x, state, "hidden")
     if state.dtype != x.dtype:
         raise ValueError(f"hx must have the input's dtype: expected {x.dtype}, got {state.dtype}")
 
@@ -183,11 +183,7 @@ def _check_mask(mask: Tensor, x: Tensor, expected: tuple[int, ...]) -> None:
         raise ValueError(
             f"reset_mask must have an entry a step: expected size {list(expected)}, got {list(mask.shape)}"
         )
-    if mask.device != x.device:
-        raise RuntimeError(
-            "Input and reset_mask tensors are not at the same device, "
-            f"found input tensor at {x.device} and reset_mask tensor at {mask.device}"
-        )
+    check_device(x, mask, "reset_mask")
 
 
 def checked_reset_mask(mask: Tensor | PackedSequence, x: Tensor, batched: bool, batch_first: bool) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnnkern import _C  # noqa: F401  registers the operator
+from rnnkern.checks import check_device
 from rnnkern.reference import GATES
 from rnnkern.torch_private import dual_level
 
@@ -93,11 +94,7 @@ class Weights:
         if x.dtype != torch.float32:
             raise TypeError(f"a layer with int8 weights computes in float32, got an input of {x.dtype}")
         for tensor in (*self.packed, *self.biases):
-            if tensor.device != x.device:
-                raise RuntimeError(
-                    "Input and parameter tensors are not at the same device, "
-                    f"found input tensor at {x.device} and parameter tensor at {tensor.device}"
-                )
+            check_device(x, tensor, "parameter")
 
 
 def layer(
