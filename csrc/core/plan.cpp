@@ -98,8 +98,8 @@ constexpr int kManyUnits = 64;          // of a thread: some vectors of them
 // Threads share rows where there are rows for all; a single row's units only where a step is long enough to pay for a
 // barrier (0.3 us a step); and nothing where the whole call is shorter than waking a thread takes. A matrix unit takes
 // several rows in the time of one, which a thread should have then. Without one, too, a row alone waits for its
-// weights, where each thread could read a part of them for all rows; and so do a few rows for many weights (backward
-// gains nothing by it).
+// weights, where each thread could read a part of them for all rows; and so do a few rows for many weights. Backward
+// does more beside reading them: it gains where rows are fewer and weights more.
 void share_work(const Problem& p, int threads, Plan& plan) {
   double const loop = recurrent_work(p), input = double(p.gate_size()) * p.input_size;
   double const total = double(p.rows) * p.groups * (loop + input);
@@ -107,8 +107,9 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   int64_t const rows = p.batch * p.groups, at_once = simd_rows_at_once(p.dtype);
   bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3) && p.steps > 1;
   bool const alone = rows < 2 * threads;
-  bool const streams = loop * weight_bytes(p) >= kManyWeights && rows <= threads * kFewRows;
-  bool const waits = !p.save && long_steps && p.hidden_size >= kManyUnits * threads && (alone || streams);
+  bool const streams =
+      loop * weight_bytes(p) >= (p.save ? 2 : 1) * kManyWeights && rows <= threads * (p.save ? kFewRows / 4 : kFewRows);
+  bool const waits = long_steps && p.hidden_size >= kManyUnits * threads && (alone || streams);
   bool const on_unit = at_once > 1 && long_steps && p.batch < threads * at_once;
   bool const share_units = (waits || on_unit) && p.groups % threads != 0;
   if (rows < threads || share_units) {

@@ -75,8 +75,12 @@ void check_sharing() {
   expect(plan(few_rows, 2).split == Split::units, "each thread reads all of many weights", where);
   few_rows.save = true;
   expect(plan(few_rows, 2).split == Split::rows, "backward waits for others' units", where);
+  few_rows.batch = 4, few_rows.rows = 400;
+  expect(plan(few_rows, 2).split == Split::units, "each thread reads all of many weights for two rows", where);
   Problem pair = layer(CellKind::lstm, 100, 2, 128, 128);
   expect(plan(pair, 2).split == Split::units, "a row alone waits for all weights", where);
+  pair.save = true;
+  expect(plan(pair, 2).split == Split::units, "a row alone waits for all weights backward", where);
   pair.batch = 8, pair.rows = 800;
   expect(plan(pair, 8).split == Split::rows, "a thread has too few units", where);
   Problem both = layer(CellKind::lstm, 100, 2, 128, 128);
