@@ -78,14 +78,15 @@ double recurrent_work(const Problem& p) {
   return double(p.gate_size()) * p.state_size() / p.heads + double(p.proj_size) * p.hidden_size;
 }
 
-// As the time loop reads them.
+// As the time loop reads those of many rows.
 double weight_bytes(const Problem& p) {
   return p.dtype == Dtype::float64 ? 8 : p.int8 ? 1 : simd_multiplies_pairs(p.dtype) ? 2 : 4;
 }
 
 double floor_us(const Problem& p, int workers) {
   double const slow = weight_bytes(p) / 4 / simd_rows_at_once(p.dtype);  // beside float32's multiply-adds
-  double const weights = recurrent_work(p) * weight_bytes(p) / workers, steps = double(p.steps) * p.groups;
+  double const fewest = p.dtype == Dtype::bfloat16 ? 2 : weight_bytes(p);
+  double const weights = recurrent_work(p) * fewest / workers, steps = double(p.steps) * p.groups;
   double const loop = std::max(steps * weights / streaming(weights),
                                2 * slow * p.rows * p.groups * recurrent_work(p) / kFlops / workers);
   return loop + 2 * slow * p.rows * p.groups * p.gate_size() * p.input_size / kFlops / workers;

@@ -14,7 +14,7 @@ struct Int8Panels {
 
   static Int8Panels make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows,
                          const Int8Weight& weight) {
-    auto const set = PanelSet<float>::make(platform, units, heads, gates, depth, rows, /*packed=*/false);
+    auto const set = PanelSet<float>::make<float>(platform, units, heads, gates, depth, rows, /*packed=*/false);
     return {set, weight, set.count};
   }
 };

@@ -35,9 +35,10 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int6
   int64_t const hidden = problem.hidden_size, size = problem.state_size(), head = problem.head_size();
   int64_t const gates = two_stage_gru ? 2 : Cell::gates;
   BackwardBuffers<T> buffers;
-  buffers.first = PanelSet<P>::make(platform, size, problem.heads, 1, gates * head, rows_together);
-  if (two_stage_gru) buffers.second = PanelSet<P>::make(platform, hidden, problem.heads, 1, head, rows_together);
-  if (projection) buffers.second = PanelSet<P>::make(platform, hidden, 1, 1, size, rows_together);
+  buffers.first = PanelSet<P>::template make<T>(platform, size, problem.heads, 1, gates * head, rows_together);
+  if (two_stage_gru)
+    buffers.second = PanelSet<P>::template make<T>(platform, hidden, problem.heads, 1, head, rows_together);
+  if (projection) buffers.second = PanelSet<P>::template make<T>(platform, hidden, 1, 1, size, rows_together);
   buffers.saved = saved;
   buffers.d_gates = scratch<T>(platform, rows_of_turn * problem.gate_size());
   buffers.d_split = Cell::split_gate ? scratch<T>(platform, rows_of_turn * hidden) : nullptr;

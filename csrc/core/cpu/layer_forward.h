@@ -67,11 +67,12 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
   bool const packed = !states || problem.steps > 1 || problem.batch > kUnpackedRows;
-  buffers.first = PanelSet<P>::make(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
-                                    projection ? problem.proj_size : head, rows_together, packed);
+  buffers.first = PanelSet<P>::template make<T>(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
+                                                projection ? problem.proj_size : head, rows_together, packed);
   if (two_stage_gru)
-    buffers.second = PanelSet<P>::make(platform, hidden, problem.heads, 1, head, rows_together, packed);
-  if (projection) buffers.second = PanelSet<P>::make(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
+    buffers.second = PanelSet<P>::template make<T>(platform, hidden, problem.heads, 1, head, rows_together, packed);
+  if (projection)
+    buffers.second = PanelSet<P>::template make<T>(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
   if (packed) {
     buffers.copied = copied_elements(buffers, std::max(problem.batch, rows_together));
   } else if (can_lie_across<P, T> && lie_across<P>(problem.batch)) {

@@ -1,6 +1,6 @@
 // What the products multiply, by storage type T: values of the compute type; or, where the processor has dot products
 // of bfloat16 (RNNKERN_BF16_DOT), pairs: the values of two steps of k side by side, which it multiplies and adds at
-// once.
+// once. Where it has none, weights that wait for memory lie in pairs too, and each is made a float32 when it is read.
 #pragma once
 
 #include "vec.h"
@@ -10,6 +10,7 @@ namespace rnnkern::RNNKERN_ISA {
 struct Pair {
   BFloat16 of[2];
 };
+struct WidenedPair;  // a pair that is multiplied as two float32
 
 #if defined(RNNKERN_BF16_DOT)
 template <class T>
@@ -23,12 +24,21 @@ using packed_t = compute_t<T>;
 // of it are padded with zeros to whole blocks.
 template <class P>
 struct Packed {
+  using Word = P;  // as it lies in memory
   using Operand = P;
   using Sum = P;
   static constexpr int together = 1, block = 1;
 };
 template <>
+struct Packed<WidenedPair> {
+  using Word = float;
+  using Operand = float;
+  using Sum = float;
+  static constexpr int together = 2, block = 1;
+};
+template <>
 struct Packed<Pair> {
+  using Word = Pair;
   using Operand = BFloat16;
   using Sum = float;
 #if defined(RNNKERN_MATRIX_UNIT)
@@ -37,6 +47,9 @@ struct Packed<Pair> {
   static constexpr int together = 2, block = 1;
 #endif
 };
+template <class P, class T = BFloat16>
+constexpr bool can_be_widened =
+    std::is_same_v<P, packed_t<T>> && std::is_same_v<P, float> && std::is_same_v<T, BFloat16>;
 template <class T>
 using operand_t = typename Packed<packed_t<T>>::Operand;
 template <class P>
@@ -49,7 +62,7 @@ constexpr int64_t packed_steps(int64_t depth) {
 }
 
 template <class P>
-RNNKERN_INLINE sums_t<P> load_packed(const P* p) {
+RNNKERN_INLINE sums_t<P> load_packed(const typename Packed<P>::Word* p) {
   return sums_t<P>(*reinterpret_cast<const typename sums_t<P>::InMemory*>(p));
 }
 template <class P>
@@ -66,14 +79,32 @@ RNNKERN_INLINE sums_t<P> multiply_add(sums_t<P> sum, sums_t<P> x, sums_t<P> w) {
 #endif
   return sum + x * w;
 }
+// An operand's values of two steps, or of the last one of an odd depth.
+struct TwoSteps {
+  Vec<float> first, second;
+};
+struct OneStep {
+  Vec<float> first;
+};
+template <class P>
+RNNKERN_INLINE Vec<float> multiply_add(Vec<float> sum, OneStep x, Vec<float> pairs) {
+  return sum + x.first * from_bits<Vec<float>>(bits(pairs) << 16);
+}
+template <class P>
+RNNKERN_INLINE Vec<float> multiply_add(Vec<float> sum, TwoSteps x, Vec<float> pairs) {
+  return multiply_add<P>(sum, OneStep{x.first}, pairs) +
+         x.second * from_bits<Vec<float>>(bits(pairs) & int32_t(0xffff0000));
+}
 
 // Step `s` of an operand in all lanes.
 template <class P>
-RNNKERN_INLINE sums_t<P> broadcast(const typename Packed<P>::Operand* a, int64_t s) {
+RNNKERN_INLINE auto broadcast(const typename Packed<P>::Operand* a, int64_t s) {
   if constexpr (std::is_same_v<P, Pair>) {
     int32_t pair;
     std::memcpy(&pair, a + 2 * s, sizeof pair);
     return from_bits<sums_t<P>>(pair - typename sums_t<P>::Bits{});
+  } else if constexpr (std::is_same_v<P, WidenedPair>) {
+    return TwoSteps{Vec<float>(a[2 * s]), Vec<float>(a[2 * s + 1])};
   } else {
     return sums_t<P>(a[s]);
   }
@@ -82,6 +113,7 @@ RNNKERN_INLINE sums_t<P> broadcast(const typename Packed<P>::Operand* a, int64_t
 RNNKERN_INLINE Vec<float> broadcast_half(const BFloat16* a, int64_t s) {
   return from_bits<Vec<float>>(int32_t{a[2 * s].bits} - Vec<float>::Bits{});
 }
+RNNKERN_INLINE OneStep broadcast_half(const float* a, int64_t s) { return {Vec<float>(a[2 * s])}; }
 
 // Steps [s, s + lanes) of `depth` values that lie one after the other, zero beyond them.
 template <class P, class T>

@@ -24,7 +24,9 @@ struct PanelSet {
   int gates = 0;
   int64_t units = 0, heads = 1, depth = 0;
   Panel* panels = nullptr;
-  P* data = nullptr;  // null: the weights are used once, where they lie
+  P* data = nullptr;     // null: the weights are used once, where they lie
+  bool widened = false;  // what lies there are pairs of bfloat16
+  int64_t steps = 0;     // packed, of a panel
   int count = 0;
   bool streamed = false;        // see kStreamedBytes
   bool streamed_alone = false;  // also where a tile takes all rows: see simd_asks_ahead()
@@ -36,13 +38,16 @@ struct PanelSet {
     return kMaxAccumulators < 24 && columns == 4 && rows > kMaxAccumulators / 4 ? 2 : columns;
   }
 
-  // `rows`: how many rows a worker runs together; few rows need more columns to hide the latency of the sums.
+  // T: the weights' type. `rows`: how many rows a worker runs together; few rows need more columns to hide the latency
+  // of the sums, and wait for weights that come from beyond the first cache.
+  template <class T>
   static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows,
                        bool packed = true) {
     PanelSet set;
     set.gates = gates, set.units = units, set.heads = heads, set.depth = depth;
     set.unit_rows = int(std::clamp<int64_t>(rows, 1, kUnitRows));
-    int const columns = rows <= kMaxAccumulators / kMaxColumns ? kMaxColumns : kMaxColumns / 2;
+    bool const few = rows <= kFewRows;
+    int const columns = few ? kMaxColumns : kMaxColumns / 2;
     int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
                   most = std::max(1, columns / gates), a_head = (blocks + most - 1) / most;
     // All gates of the last few units often fit fewer vectors: of 16 lanes, H 129 takes 33 for an LSTM, and not 36. One
@@ -52,8 +57,11 @@ struct PanelSet {
     int const spared = tail > 0 ? gates - last_columns : 0;
     set.count = int(heads * a_head);
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
-    int64_t const column_size = lanes * packed_steps<P>(depth);
-    int64_t const size = heads * (blocks * gates - spared) * column_size;
+    int64_t const vectors = heads * (blocks * gates - spared);
+    set.steps = packed_steps<P>(depth);
+    set.widened = can_be_widened<P, T> && few && vectors * lanes * set.steps * int64_t(sizeof(P)) > kFirstCacheBytes;
+    if (set.widened) set.steps = packed_steps<WidenedPair>(depth);
+    int64_t const column_size = lanes * set.steps, size = vectors * column_size;
     set.streamed = size * int64_t(sizeof(P)) > kStreamedBytes;
     set.streamed_alone = set.streamed && simd_asks_ahead();
     if (packed) set.data = static_cast<P*>(platform.scratch(size * sizeof(P)));
@@ -88,7 +96,21 @@ struct PanelSet {
   // Where one of a panel's columns begins; its steps lie `width` vectors apart.
   P* column_at(Panel const& panel, int c) const {
     int const before = c % panel.width;
-    return data + panel.data + ((c - before) * packed_steps<P>(depth) + before) * lanes;
+    return data + panel.data + ((c - before) * steps + before) * lanes;
+  }
+  // Tiles for these weights, by columns and rows.
+  const auto* tiles(bool asks_ahead) const {
+    if constexpr (can_be_widened<P>)
+      if (widened) return tile_table<WidenedPair>.at[asks_ahead];
+    return tile_table<P>.at[asks_ahead];
+  }
+  // Calls pack(P{}, out): column `c` of a panel is packed as P, here.
+  template <class T, class Pack>
+  void pack_column(Panel const& panel, int c, Pack pack) const {
+    P* const out = column_at(panel, c);
+    if constexpr (can_be_widened<P, T>)
+      if (widened) return pack(Pair{}, reinterpret_cast<Pair*>(out));
+    pack(P{}, out);
   }
 
   // Forward: weight [(gate, unit), k], gate rows `height` units apart.
@@ -100,8 +122,11 @@ struct PanelSet {
       for (int g = 0; g < gates; ++g) {
         const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
         const T* const next = g + 1 < gates ? first + height * depth : first + (lanes - g * height) * depth;
-        pack_transposed<P, T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
-                              depth, column_at(panel, s * gates + g), panel.width * lanes, next);
+        pack_column<T>(panel, s * gates + g, [&](auto as, auto* out) {
+          pack_transposed<decltype(as), T>([&](int lane) { return first + lane * depth; },
+                                           std::min(lanes, panel.units - s * lanes), depth, out, panel.width * lanes,
+                                           next);
+        });
       }
     int g = 0, unit = 0;  // of the dense tail
     for (int c = whole * gates; c < panel.columns; ++c) {
@@ -111,8 +136,10 @@ struct PanelSet {
         row[count] = weight + (g * height + panel.unit + whole * lanes + unit) * depth;
         if (++unit == panel.tail) ++g, unit = 0;
       }
-      pack_transposed<P, T>([&](int lane) { return row[lane]; }, count, depth, column_at(panel, c), panel.width * lanes,
-                            nullptr);
+      pack_column<T>(panel, c, [&](auto as, auto* out) {
+        pack_transposed<decltype(as), T>([&](int lane) { return row[lane]; }, count, depth, out, panel.width * lanes,
+                                         nullptr);
+      });
     }
   }
   // Gives each gate of a dense tail a vector of its own, zero beyond the tail, in place and so the last gate first.
@@ -129,11 +156,14 @@ struct PanelSet {
     Panel const& panel = panels[p];
     int64_t const per_head = height / heads, column = panel.unit - panel.head * (units / heads);
     for (int s = 0; s < panel.blocks; ++s)
-      pack_rows<P, T>(
-          [&](int64_t k) {
-            return weight + (k / per_head * height + panel.head * per_head + k % per_head) * width + column + s * lanes;
-          },
-          std::min(lanes, panel.units - s * lanes), depth, column_at(panel, s), panel.width * lanes);
+      pack_column<T>(panel, s, [&](auto as, auto* out) {
+        pack_rows<decltype(as), T>(
+            [&](int64_t k) {
+              return weight + (k / per_head * height + panel.head * per_head + k % per_head) * width + column +
+                     s * lanes;
+            },
+            std::min(lanes, panel.units - s * lanes), depth, out, panel.width * lanes);
+      });
   }
 };
 
@@ -221,7 +251,7 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
                                    Ahead ahead) {
   constexpr int lanes = sums_t<P>::lanes;
   WaitingBlocks<typename Packed<P>::Sum, Row, Finish> waiting(set.gates, finish);
-  int64_t const steps = packed_steps<P>(set.depth);
+  int64_t const steps = set.steps;
   int width = 0;
   TileRows tiles(0, 1);
   const Tile<P>* of_rows = nullptr;
@@ -231,7 +261,7 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
     if (panel.width != width) {  // not for each: divisions take as long as a small tile
       width = panel.width;
       tiles = TileRows(count, tile_rows(width));
-      of_rows = tile_table<P>.at[tiles.count > 1 ? set.streamed : set.streamed_alone][width];
+      of_rows = set.tiles(tiles.count > 1 ? set.streamed : set.streamed_alone)[width];
       line_step = width * lanes * int64_t(sizeof(P));
       if (tiles.count > 1) line_step /= tiles.count;
     }

@@ -10,8 +10,10 @@ namespace rnnkern::RNNKERN_ISA {
 constexpr int kMaxAccumulators = RNNKERN_VECTOR_BYTES == 64 ? 24 : 12;
 constexpr int kMaxColumns = 8;
 constexpr int kMaxRows = 8;
+constexpr int kFewRows = kMaxAccumulators / kMaxColumns;  // of a tile of the most columns
 
 constexpr int64_t kLine = 64;
+constexpr int64_t kFirstCacheBytes = 1 << 15;
 constexpr int64_t kStreamedBytes =
     1 << (RNNKERN_VECTOR_BYTES == 64 ? 20 : 19);  // weights beyond come from farther than L2
 constexpr int64_t kStreamedAhead = 4096;          // bytes: hardware prefetching stops at a page's end
@@ -32,9 +34,9 @@ struct Prefetch {
 };
 
 // Where a tile's sums go: row r at data + r * pitch. In memory, for the tile has no register to spare for it.
-template <class P>
+template <class C>
 struct TileSums {
-  typename Packed<P>::Sum* data;
+  C* data;
   int64_t pitch;
   bool add = false;
 };
@@ -43,8 +45,8 @@ struct TileSums {
 // stride is that of a pair. STREAMED: lines ahead are asked for, all that each step of k takes where few rows
 // pass by, else one.
 template <class P, int COLS, int ROWS, bool STREAMED>
-void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Operand* const* a, int64_t stride,
-                  TileSums<P> const& out, Prefetch const& ahead) {
+void product_tile(const typename Packed<P>::Word* panel, int64_t depth, const typename Packed<P>::Operand* const* a,
+                  int64_t stride, TileSums<typename Packed<P>::Sum> const& out, Prefetch const& ahead) {
   using V = sums_t<P>;
   using Operand = typename Packed<P>::Operand;
   V sum[ROWS][COLS];
@@ -56,7 +58,7 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
     for (int c = 0; c < COLS; ++c) sum[r][c] = V(0);
   }
   // The side with fewer vectors stays in registers while those of the other pass by: 4 columns by 3 rows need all 16.
-  constexpr int64_t asked = ROWS > 2 ? 1 : COLS * V::lanes * sizeof(P);
+  constexpr int64_t asked = ROWS > 2 ? 1 : COLS * V::lanes * sizeof(*panel);
   const char* next = ahead.at;
   int64_t const next_step = ahead.step;
   auto const step = [&](auto value) __attribute__((always_inline)) {
@@ -65,22 +67,22 @@ void product_tile(const P* panel, int64_t depth, const typename Packed<P>::Opera
       next += next_step;
     }
     if constexpr (ROWS < COLS) {
-      V x[ROWS];
+      decltype(value(row[0])) x[ROWS];
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) x[r] = value(row[r]);
 #pragma GCC unroll 8
       for (int c = 0; c < COLS; ++c) {
-        V const w = load_packed(panel + c * V::lanes);
+        V const w = load_packed<P>(panel + c * V::lanes);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) sum[r][c] = multiply_add<P>(sum[r][c], x[r], w);
       }
     } else {
       V w[COLS];
 #pragma GCC unroll 8
-      for (int c = 0; c < COLS; ++c) w[c] = load_packed(panel + c * V::lanes);
+      for (int c = 0; c < COLS; ++c) w[c] = load_packed<P>(panel + c * V::lanes);
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
-        V const x = value(row[r]);
+        auto const x = value(row[r]);
 #pragma GCC unroll 8
         for (int c = 0; c < COLS; ++c) sum[r][c] = multiply_add<P>(sum[r][c], x, w[c]);
       }
@@ -113,7 +115,7 @@ struct TileTable {
   template <int I>
   constexpr void fill() {
     constexpr int cols = I / kMaxRows + 1, rows = I % kMaxRows + 1;
-    if constexpr (cols * rows <= kMaxAccumulators) {
+    if constexpr (cols * rows <= kMaxAccumulators && (rows <= kFewRows || !std::is_same_v<P, WidenedPair>)) {
       at[false][cols][rows] = &product_tile<P, cols, rows, false>;
       at[true][cols][rows] = &product_tile<P, cols, rows, true>;
     }
