@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch._C import _functorch
 from torch._functorch import pyfunctorch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 from torch.nn.modules import module
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -46,12 +48,18 @@ GLOBAL_HOOKS: tuple[Mapping[int, Any], ...] = (
 COMPILED = "_compiled_call_impl"
 
 
+@cache
+def _at_one_level(function: Any) -> Any:
+    """The same function without the public class, whose `apply` asks for all levels."""
+    methods = {name: staticmethod(getattr(function, name)) for name in ("forward", "backward", "jvp")}
+    return type(function.__name__, (_SingleLevelFunction,), methods)
+
+
 def apply_at_level(level: Any, function: Any, arguments: Sequence[Any], tensors: Sequence[Tensor | None]) -> Any:
     """`function.apply(*arguments, *tensors)` at this level of torch.func's alone."""
     lift = level._cptr.lift
     with enable_single_level_autograd_function():
-        apply = super(torch.autograd.Function, function).apply
-        return apply(*arguments, *(t if t is None else lift(t) for t in tensors))
+        return _at_one_level(function).apply(*arguments, *(t if t is None else lift(t) for t in tensors))
 
 
 def dual_level() -> bool:
