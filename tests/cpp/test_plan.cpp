@@ -81,6 +81,7 @@ void check_sharing() {
   expect(plan(pair, 2).split == Split::units, "a row alone waits for all weights", where);
   pair.save = true;
   expect(plan(pair, 2).split == Split::units, "a row alone waits for all weights backward", where);
+  pair.save = false;
   pair.batch = 8, pair.rows = 800;
   expect(plan(pair, 8).split == Split::rows, "a thread has too few units", where);
   Problem both = layer(CellKind::lstm, 100, 2, 128, 128);
