@@ -16,8 +16,8 @@ using namespace check;
 namespace {
 
 constexpr int kSkewedSeeds = 5;
-constexpr int64_t kSkewedHidden = 64;  // at most
-#if defined(__SANITIZE_ADDRESS__)      // slow: every seventh case, small layers alone
+constexpr int64_t kSkewedHidden = 64;   // at most
+#if defined(RNNKERN_SANITIZED_KERNELS)  // slow: every seventh case, small layers alone
 constexpr size_t kStride = 7;
 #else
 constexpr size_t kStride = 1;
