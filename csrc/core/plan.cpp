@@ -94,7 +94,9 @@ double floor_us(const Problem& p, int workers) {
 
 constexpr double kManyWeights = 0.7e6;  // bytes: more than stay in a second cache beside all else
 constexpr int kFewRows = 8;             // of a thread
-constexpr int kManyUnits = 64;          // of a thread: some vectors of them
+constexpr double kManyWeightsTrained = 2 * kManyWeights;
+constexpr int kFewRowsTrained = 2;
+constexpr int kManyUnits = 64;  // of a thread: some vectors of them
 
 // Threads share rows where there are rows for all; a single row's units only where a step is long enough to pay for a
 // barrier (0.3 us a step); and nothing where the whole call is shorter than waking a thread takes. A matrix unit takes
@@ -108,8 +110,8 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   int64_t const rows = p.batch * p.groups, at_once = simd_rows_at_once(p.dtype);
   bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3) && p.steps > 1;
   bool const alone = rows < 2 * threads;
-  bool const streams =
-      loop * weight_bytes(p) >= (p.save ? 2 : 1) * kManyWeights && rows <= threads * (p.save ? kFewRows / 4 : kFewRows);
+  bool const streams = loop * weight_bytes(p) >= (p.save ? kManyWeightsTrained : kManyWeights) &&
+                       rows <= threads * (p.save ? kFewRowsTrained : kFewRows);
   bool const waits = long_steps && p.hidden_size >= kManyUnits * threads && (alone || streams);
   bool const on_unit = at_once > 1 && long_steps && p.batch < threads * at_once;
   bool const share_units = (waits || on_unit) && p.groups % threads != 0;
