@@ -7,7 +7,7 @@
 #   make grid      hours of measurements, over several sittings   make report   HTML of the committed results
 #   make figures   README's figures, GOALS.md, plots from these   make test-report   the HTML report in chromium
 #   make kernels   with nvcc: checks the compiled CUDA kernels, writes csrc/core/cuda/KERNELS.tsv
-#   make gpu       on a CUDA machine, with the Python that is there: build, all tests, benchmark results
+#   make gpu       on a CUDA machine, with the Python that is there: build, the tests that use it, benchmark results
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv

@@ -40,7 +40,7 @@ class Line:
         value, name = self.worst
         number = f"{value:.2f}{goal.unit}"
         met = sum(goal.met(one) for one, _ in self.found)
-        verdict = "met" if met == len(self.found) else f"**not met**: {met} of {len(self.found)}"
+        verdict = "met" if met == len(self.found) else f"**not met**: {met} of {len(self.found)} do"
         if len(self.found) < self.cases:
             verdict += f"; {self.cases - len(self.found)} not measured well enough"
         return [goal.work, goal.wanted, self.where, f"{number} ({name})", verdict]
@@ -73,7 +73,7 @@ def text(found: list[Run], notes: Path = FOLDER / "notes.md") -> str:
     cpu, gpu = ([run for run in found if run.device == kind] for kind in ("cpu", "cuda"))
     files = "\n".join(
         f"- {run.where}: suite `{run.what}`, {', '.join(f'`{name}`' for name in run.files)}, commit "
-        f"{(run.results.commit or 'unknown')[:10]}{'' if run.results.complete else ', not complete'}"
+        f"{run.results.version}{'' if run.results.complete else ', not complete'}"
         for run in found
     )
     return f"""# Goals, and what was measured
@@ -83,6 +83,7 @@ those that the goal is about. "better peer": the better of torch.nn and ONNX Run
 of samples that were taken right after each other. Floors are computed from what the same machine was measured to do.
 "Nowhere slower": the lower end of the bootstrap 95 % interval of the median ratio is at least {SLOWER}, over at least
 {LEAST_PAIRS} pairs from {LEAST_PROCESSES} processes; with fewer a problem counts as not measured well enough.
+"7 of 8 do": so many of the problems meet the goal.
 
 ## CPU
 

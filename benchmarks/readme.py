@@ -22,6 +22,7 @@ from suites import Problem, select
 
 README = Path(__file__).parents[1] / "README.md"
 PLOTS = FOLDER / "plots"
+GRAPHED = "torch CUDA graph"
 BEGIN, END = "<!-- figures: made by `make figures` -->", "<!-- end of figures -->"
 
 
@@ -34,7 +35,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def short_name(problem: Problem) -> str:
-    return problem.name.replace(f" T {problem.steps}", "")
+    return problem.name.replace(" T 100", "") if problem.steps == 100 else problem.name
 
 
 def quick_cell(problem: Problem, sides: dict[str, list]) -> str:
@@ -74,20 +75,30 @@ def packed_lines(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
-    """One line a kind of work: the mean ratio against the better peer, the worst, and how many are slower."""
+    """One line a kind of work: the mean ratio against the better peer, the worst, and how many are slower.
+
+    Where cuDNN's calls were also replayed as a CUDA graph, the mean ratio of our plain calls against those too.
+    """
     groups: dict[tuple[str, str, str], list] = {}
     for problem, sides in run.problems():
         if found := against_better(sides):
-            groups.setdefault((problem.mode, problem.cell.upper(), problem.dtype), []).append((found[0], problem))
+            graphed = faster(sides.get("rnnkern", []), sides.get(GRAPHED, []))
+            kind = (problem.mode, problem.cell.upper(), problem.dtype)
+            groups.setdefault(kind, []).append((found[0], graphed, problem))
+    with_graph = any(graphed for found in groups.values() for _, graphed, _ in found)
     rows = []
     for (mode, cell, dtype), found in groups.items():
-        mean = statistics.geometric_mean(ratio.value for ratio, _ in found)
-        worst, problem = min(found, key=lambda one: one[0].value)
-        slower = sum(ratio.slower for ratio, _ in found)
-        worst_words = f"{worst.value:.2f} (H {problem.hidden} B {problem.batch})"
-        rows.append([f"{cell} {mode}, {dtype}", str(len(found)), f"{mean:.2f}", worst_words, str(slower)])
+        mean = statistics.geometric_mean(ratio.value for ratio, _, _ in found)
+        worst, _, problem = min(found, key=lambda one: one[0].value)
+        slower = sum(ratio.slower for ratio, _, _ in found)
+        worst_words = f"{worst.value:.2f} ({short_name(problem).split(' ', 2)[2]})"
+        row = [f"{cell} {mode}, {dtype}", str(len(found)), f"{mean:.2f}", worst_words, str(slower)]
+        if with_graph:
+            ratios = [graphed.value for _, graphed, _ in found if graphed]
+            row.append(f"{statistics.geometric_mean(ratios):.2f}" if ratios else "")
+        rows.append(row)
     head = ["work", "problems", "× the better peer, geometric mean", "worst", "slower"]
-    return table(head, rows)
+    return table([*head, *(["× cuDNN in a CUDA graph, ours without"] if with_graph else [])], rows)
 
 
 def heading(run: Run) -> str:
@@ -97,7 +108,7 @@ def heading(run: Run) -> str:
     name = facts.get("gpu") or facts["cpu"]
     return (
         f"`{run.what}`, {run.where}{'' if name in run.where else f' ({name})'}, torch {facts['torch']}, commit "
-        f"{(run.results.commit or 'unknown')[:10]}, {count} process{'es' if count > 1 else ''}, at most "
+        f"{run.results.version}, {count} process{'es' if count > 1 else ''}, at most "
         f"{arguments.get('samples')} samples each; load when they began {min(loads):.1f} to {max(loads):.1f}"
     )
 
@@ -106,8 +117,9 @@ def section(found: list[Run]) -> str:
     """What stands between the two marks of README."""
     parts = [
         "µs a time step: the median; ×: how many times faster rnnkern is, the median over pairs of samples that were "
-        "taken right after each other; float32 and input size = H unless a row says otherwise, T 100. What each goal "
-        "asks and what was measured: [GOALS.md](benchmarks/GOALS.md)."
+        "taken right after each other; float32 and input size = H unless a row says otherwise, as is T 100. The better "
+        "peer: the faster of torch.nn and ONNX Runtime; on a GPU torch.nn. What each goal asks and what was measured: "
+        "[GOALS.md](benchmarks/GOALS.md)."
     ]
     if not any(run.device == "cuda" for run in found):
         parts.append("No GPU figure yet.")

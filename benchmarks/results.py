@@ -101,6 +101,10 @@ class Results:
         cpu, threads = self.environment["cpu"], self.environment["threads"]
         return self.environment.get("gpu") or f"{CORES.get(cpu, cpu)}, {threads} thread{'s' if threads > 1 else ''}"
 
+    @property
+    def version(self) -> str:
+        return f"{(self.commit or 'unknown')[:10]}{' with changes' if self.dirty else ''}"
+
     def save(self, path: Path) -> None:
         """Replaces the file in one step, so that an interruption never leaves half of one. One row is one line."""
         path.parent.mkdir(parents=True, exist_ok=True)

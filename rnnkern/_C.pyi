@@ -33,6 +33,7 @@ def plan(
     device_index: int = 0,
     gpu: dict[str, float] | None = None,
 ) -> dict[str, Any]: ...
+def cached_cast(parameter: Tensor) -> Tensor: ...
 def infer(
     x: Tensor,
     weights: Sequence[Tensor],

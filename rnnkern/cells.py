@@ -37,15 +37,14 @@ class RecurrentCell(torch.nn.RNNCellBase):
         x = input if batched else input.unsqueeze(0)
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        weights: Sequence[Tensor] = (self.weight_ih, self.weight_hh)
-        if self.bias_ih is not None:
-            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        read_once: Sequence[Any] = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        weights: Sequence[Tensor] = read_once[:2] if read_once[2] is None else read_once
         h, c = (*states, None, None)[:2]
         if h is not None:
             h = self._row(x, h, "hidden0", batched)
             c = None if c is None else self._row(x, c, "hidden1", batched)
         if functional.under_autocast(x):
-            x, h, c, weights = functional.autocast(x, h, c, weights)
+            x, h, c, weights = functional.autocast(x, h, c, weights, cache=True)
         checks.check_weights(x, weights)
         lstm = self.cell == "lstm"
         for state in (h, c):

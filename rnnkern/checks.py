@@ -1,13 +1,14 @@
 """What the layers and cells refuse: one clear error that names the argument, what was expected and what came.
 
 Messages are torch.nn's where torch.nn has one. Sizes of a module's own parameters and the values of tensors are checked
-by the operator.
+by the operator: see functional.py.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -32,8 +33,8 @@ def rnn_cell_name(nonlinearity: str) -> str:
     return "rnn_" + nonlinearity
 
 
-def check_probability(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+def check_probability(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} should be a number in range [0, 1], got {value!r}")
 
 

@@ -81,9 +81,17 @@ def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
         return "its forward is replaced on the instance"
     if COMPILED in vars(module):
         return "it is compiled; compile it after the conversion"
+    taken = sorted(vars(module).keys() & _own_names(_SWAPPED[cls]))
+    if taken:
+        return f"its attribute {taken[0]!r} means something else there"
     swapped[module] = _recast(module, _SWAPPED[cls])
     _rebind_hooks(swapped[module])
     return None
+
+
+def _own_names(cls: type[nn.Module]) -> frozenset[str]:
+    """The attributes that a class of this library reads and torch's does not have."""
+    return frozenset(dir(cls)) - frozenset(dir(_TORCH[cls])) - {"nonlinearity"}
 
 
 def as_ours(module: nn.Module) -> Any:

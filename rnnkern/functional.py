@@ -1,7 +1,8 @@
 """Recurrent layers as functions of their weights: checks, packing, the stack of layers, and every random mask.
 
 Shapes: `T` steps, `B` batch, `I` input size, `H` hidden size, `P` projection size, `R = P or H`, `L` layers, `D`
-directions. Values of tensors (lengths, batch sizes) are checked by the operator, which works when compiled too.
+directions. Values of tensors (lengths, batch sizes) are checked by the operator, which works when compiled too; those
+of lengths on a GPU only where the environment has `RNNKERN_CHECK=1`, since that waits for it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import autograd, checks, int8
+from rnnkern import _C, autograd, checks, int8
 from rnnkern.inference import infer
 from rnnkern.reference import GATES
+from rnnkern.torch_private import transforms_active
 
 State = Any  # a tensor, or the pair (h, c) of an LSTM
 Weights = Sequence[Tensor] | int8.Weights
@@ -296,7 +299,8 @@ def _stack(
 
     noise = training and (recurrent_dropout > 0 or zoneout > 0)
     recurrent_mask = zoneout_h = zoneout_c = None
-    h_n, c_n, sequences = [], [], []
+    h_n, c_n = [], []
+    sequences: list[Any] = []
     for layer in range(num_layers):
         if num_layers > 1 and h_0 is not None:
             h = h_0[layer * directions : (layer + 1) * directions]
@@ -325,7 +329,9 @@ def _stack(
             sequences.append(cells if lstm else y.unflatten(-1, (directions, width)).movedim(-2, 0))
         last = layer == num_layers - 1
         x = torch.dropout(y, dropout, True) if training and dropout > 0 and not last else y
-    return y, _joined(h_n), _joined(c_n) if lstm else None, _joined(sequences) if return_state_sequence else None
+    # Of one layer too: its memory is not the output's.
+    sequence = torch.cat(sequences) if return_state_sequence else None
+    return y, _joined(h_n), _joined(c_n) if lstm else None, sequence
 
 
 def _joined(layers: list[Any]) -> Tensor:
@@ -372,15 +378,29 @@ def under_autocast(x: Tensor) -> bool:
 
 
 def autocast(
-    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor]
+    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor], cache: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Sequence[Tensor]]:
-    """Everything in autocast's dtype."""
+    """Everything in autocast's dtype.
+
+    Args:
+        cache: parameters are cast once within autocast's region, as torch's cells have it, and not at every step, whose
+            copies would be kept for backward.
+    """
     dtype = torch.get_autocast_dtype(x.device.type)
 
     def cast(tensor: Tensor) -> Tensor:
         eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
         return tensor.to(dtype) if eligible else tensor
 
+    def cast_once(weight: Tensor) -> Tensor:
+        if type(weight) is Parameter and weight.requires_grad:
+            found = _C.cached_cast(weight)
+            if found.requires_grad:  # else it was cast where no gradient was wanted
+                return found
+        return cast(weight)
+
     h_0 = None if h_0 is None else cast(h_0)
     c_0 = None if c_0 is None else cast(c_0)
-    return cast(x), h_0, c_0, [cast(weight) for weight in weights]
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms_active()
+    cast_weight = cast_once if cache and torch.is_grad_enabled() and not traced else cast
+    return cast(x), h_0, c_0, [cast_weight(weight) for weight in weights]

@@ -6,6 +6,7 @@ and most of all here, where torch takes the arguments apart and puts them togeth
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from rnnkern.torch_private import (
     FunctionalizeLevel,
     VmapLevel,
     apply_at_level,
+    forward_mode_enabled,
     innermost_level,
     set_forward_mode,
     unwrap_batched,
@@ -28,6 +30,15 @@ from rnnkern.torch_private import (
 
 Dims = Sequence[int | None]
 Results = tuple[Tensor, ...]
+
+
+class _Modes(threading.local):
+    """Around a Function's forward torch turns both off, which is meant for its level alone: what they were outside."""
+
+    gradient = forward = True
+
+
+_outside = _Modes()
 
 
 def functionalized() -> bool:
@@ -52,7 +63,12 @@ def apply(
     level = innermost_level()
     tensors = [t if t is None else unwrap_dead(t) for t in tensors]
     if not isinstance(level, VmapLevel):
-        return apply_at_level(level, function, arguments, tensors)
+        before = _outside.gradient, _outside.forward
+        _outside.gradient, _outside.forward = torch.is_grad_enabled(), forward_mode_enabled()
+        try:
+            return apply_at_level(level, function, arguments, tensors)
+        finally:
+            _outside.gradient, _outside.forward = before
     number = level.level()
     pairs = [(None, None) if t is None else unwrap_batched(t, number) for t in tensors]
     tensors, dims = zip(*pairs, strict=True)
@@ -68,7 +84,6 @@ def below(again: Callable[..., Results], arguments: tuple[Any, ...], tensors: Te
     level = innermost_level()
     number = level.level()
     tensors = [t if t is None else unwrap_for_gradient(t, number) for t in tensors]
-    # around a Function's forward torch turns both off, which is meant for this level alone
-    with torch.enable_grad(), set_forward_mode(True), level.lower():
+    with torch.set_grad_enabled(_outside.gradient), set_forward_mode(_outside.forward), level.lower():
         results = again(*arguments, tensors)
     return tuple(wrap_for_gradient(r, number) for r in results)

@@ -117,7 +117,8 @@ class Recurrent(torch.nn.RNNBase):
             hx: `h_0 [L*D, B, R]`, for an LSTM the pair of it and `c_0 [L*D, B, H]`; zero by default.
             lengths: integers `[B]`; the output past a length is zero, the final state is the one at the length.
             reset_mask: bool, `[T, B]` as the input is laid out; true where a new segment starts from the zero state.
-            return_state_sequence: a third result `[L*D, T, B, H]`, the cell states (GRU, RNN: the hidden states).
+            return_state_sequence: a third result, the cell states (GRU, RNN: the hidden states): `[L*D, T, B, H]`,
+                `[L*D, B, T, H]` when `batch_first`, `[L*D, rows, H]` of a PackedSequence.
         """
         weights = self.weights()
         if self.weight_dropout and self.training:
@@ -186,6 +187,7 @@ def step_of(layer: Any, cls: type[torch.nn.Module], is_random: bool, input_t: Te
         or layer._backward_hooks
         or layer._backward_pre_hooks
         or any(GLOBAL_HOOKS)
+        or "parametrizations" in layer._modules  # `forward` would evaluate them a second time
     ):
         result = direct_step(layer, input_t, hx)
         if result is not None:
@@ -272,6 +274,11 @@ class LSTM(Recurrent):
     def cell(self) -> str:
         return "lstm"
 
+    # For a subclass whose forward is written like torch's.
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
+
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if self.forget_bias is None:
@@ -279,8 +286,9 @@ class LSTM(Recurrent):
         with torch.no_grad():
             for name in self._flat_weights_names:
                 if name.startswith("bias_ih"):
-                    bias = getattr(self, name).clone()  # gates i, f, g, o
-                    bias[self.hidden_size : 2 * self.hidden_size] = self.forget_bias
+                    # Gates i, f, g, o. Put together anew: a slice of a sharded tensor is a copy.
+                    i, f, *rest = getattr(self, name).chunk(4)
+                    bias = torch.cat([i, torch.full_like(f, self.forget_bias), *rest])
                     if name in self._parameters:
                         getattr(self, name).copy_(bias)
                     else:

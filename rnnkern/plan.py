@@ -54,11 +54,12 @@ def plan(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
 
     Returns:
         `backend`; the first layer's `strategy`, `workers`, `split` and `rejected`, why not the other strategies;
-        `bytes`, memory beside the results while it runs; `saved_bytes`, the gates kept for backward; `floor_us`, what
-        the hardware needs at least; `layers`, the same for each; `notes`, what runs slower than that. On a GPU also
-        `forward` and, where gradients are wanted, `backward`: the first layer's `strategy`, `us_per_step` and `us` as
-        predicted, `bytes`, `rejected`, and of a stationary one `exchange`, `arithmetic`, `blocks`, `team` (blocks that
-        hold the weights once), `threads`, `units` of a block, `tiles` of `tile_rows` batch rows, `shared_bytes`.
+        `bytes`, memory beside the results while it runs; `saved_bytes`, the gates kept for backward; `floor_us`, about
+        what the products need at least, on any CPU by the rates of a Zen 4 core; `layers`, the same for each; `notes`,
+        what runs slower than that. On a GPU also `forward` and, where gradients are wanted, `backward`: the first
+        layer's `strategy`, `us_per_step` and `us` as predicted, `bytes`, `rejected`, and of a stationary one
+        `exchange`, `arithmetic`, `groups_per_launch` (directions or members that run at once), `blocks`, `team` (blocks
+        that hold the weights once), `threads`, `units` of a block, `tiles` of `tile_rows` batch rows, `shared_bytes`.
     """
     if not isinstance(layer, Layer):
         raise TypeError(
@@ -175,24 +176,17 @@ def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device_index": device.index or 0,
     }
+    if not isinstance(layer, RecurrentCell):
+        problem.update(
+            proj_size=layer.proj_size,
+            heads=layer.heads,
+            groups=2 if layer.bidirectional else 1,
+            zoneout=layer.zoneout > 0,
+        )
     if isinstance(layer, QuantizedLayer):
         layer.weights().check(x)
-        problem.update(
-            proj_size=layer.proj_size,
-            heads=layer.heads,
-            groups=2 if layer.bidirectional else 1,
-            zoneout=layer.zoneout > 0,
-            save=False,
-            dtype="float32",
-            int8=True,
-        )
-    if isinstance(layer, Recurrent):
-        problem.update(
-            proj_size=layer.proj_size,
-            heads=layer.heads,
-            groups=2 if layer.bidirectional else 1,
-            recurrent_mask=layer.training and layer.recurrent_dropout > 0,
-            zoneout=layer.zoneout > 0,
-            recompute=layer.recompute,
-        )
+        problem.update(save=False, dtype="float32", int8=True)
+    elif isinstance(layer, Recurrent):
+        recurrent_mask = layer.training and layer.recurrent_dropout > 0
+        problem.update(recurrent_mask=recurrent_mask, recompute=layer.recompute)
     return problem

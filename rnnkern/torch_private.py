@@ -1,4 +1,6 @@
-"""Every private name of torch that rnnkern uses, in one place: they move between releases."""
+"""The private names of torch that rnnkern uses, in one place, since they move between releases; but for attributes of
+`nn.Module` and `RNNBase`, which a layer that is one has itself.
+"""
 
 from __future__ import annotations
 

@@ -127,6 +127,40 @@ def test_under_autocast_results_have_its_dtype(name, dtype):
 
 
 @every_cell
+def test_under_autocast_parameters_are_cast_once(name):
+    ours, _ = pair(name, torch.float32)
+    x, hx = inputs(name, dtype=torch.float32)
+    kept = []
+
+    def pack(tensor):
+        if tensor.dtype == torch.bfloat16 and tensor.shape == ours.weight_hh.shape:
+            kept.append(tensor)
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.no_grad():
+            ours(x, hx)  # leaves nothing that the others would get no gradient through
+        for _ in range(3):
+            hx = ours(x, hx)
+    assert len(kept) == 3 and len({tensor.data_ptr() for tensor in kept}) == 1
+    tensors_of(hx)[0].float().sum().backward()
+    assert ours.weight_hh.grad.dtype == torch.float32 and ours.weight_hh.grad.any()
+
+
+@every_cell
+def test_a_parametrisation_is_evaluated_once_a_call(name):
+    ours, theirs = pair(name)
+    x, hx = inputs(name)
+    found = []
+    for cell in (ours, theirs):
+        torch.manual_seed(1)
+        nn.utils.parametrizations.spectral_norm(cell, "weight_hh")
+        nn.utils.parametrize.register_parametrization(cell, "bias_ih", nn.Dropout(0.5))
+        found.append(tensors_of(cell(x, hx)))
+    assert_close(*found)
+
+
+@every_cell
 def test_cells_compile_export_and_transform(name):
     ours, _ = pair(name)
     x, hx = (to_double(tree) for tree in inputs(name))

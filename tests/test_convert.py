@@ -198,13 +198,16 @@ def test_what_cannot_be_swapped_is_left_and_named_with_the_reason():
     compiled.compile()
     model = nn.ModuleDict({"a": OwnForward(5, 8), "b": nn.Sequential(OwnName(5, 8), nn.LSTM(5, 8)), "c": replaced})
     model["d"] = compiled
+    model["e"] = nn.LSTM(5, 8)
+    model["e"].zoneout = 0.1
     with pytest.warns(UserWarning) as caught:
         rnnkern.convert(model)
     (warning,) = caught
     assert str(warning.message) == (
         "rnnkern.convert left as they are: a (OwnForward): a subclass with its own forward; "
         "b.0 (OwnName): a subclass with its own class; c (GRU): its forward is replaced on the instance; "
-        "d (RNN): it is compiled; compile it after the conversion"
+        "d (RNN): it is compiled; compile it after the conversion; "
+        "e (LSTM): its attribute 'zoneout' means something else there"
     )
     assert warning.filename == __file__
     assert type(model["a"]) is OwnForward and type(model["b"][0]) is OwnName and type(model["c"]) is nn.GRU

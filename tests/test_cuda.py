@@ -15,6 +15,22 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUD
 
 OPTIONS = {"num_layers": 2, "bidirectional": True}
 every_schedule = pytest.mark.parametrize("schedule", ["plain", "lengths+reset"])
+# How the kernels are launched differs: the hidden size and the dtype that each is tested with.
+STRATEGIES = {
+    "stepwise": (8, torch.float64),
+    "stationary:block": (64, torch.float32),
+    "stationary:cluster": (256, torch.float32),
+    "stationary:grid": (256, torch.float32),
+}
+
+
+@pytest.fixture(params=STRATEGIES)
+def forced(request):
+    """Forces each strategy in turn: `(hidden size, dtype)`."""
+    if request.param not in rnnkern.strategies():
+        pytest.skip(f"{request.param} is not in this build")
+    with rnnkern.strategy(request.param):
+        yield STRATEGIES[request.param]
 
 
 def schedule_of(schedule, steps=6, batch=4):
@@ -39,9 +55,10 @@ def warmed_up(step):
 
 @every_schedule
 @every_layer
-def test_a_captured_call_replays_with_other_values(name, schedule):
-    layer, _ = pair(name, 5, 8, **OPTIONS, device="cuda")
-    x, keywords = padded(device="cuda"), schedule_of(schedule)
+def test_a_captured_call_replays_with_other_values(name, schedule, forced):
+    size, dtype = forced
+    layer, _ = pair(name, 5, size, **OPTIONS, dtype=dtype, device="cuda")
+    x, keywords = padded(dtype, "cuda"), schedule_of(schedule)
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad():
         warmed_up(lambda: layer(x, **keywords))
@@ -57,10 +74,11 @@ def test_a_captured_call_replays_with_other_values(name, schedule):
 
 @every_schedule
 @every_layer
-def test_a_captured_training_step_replays(name, schedule):
-    layer, _ = pair(name, 5, 8, **OPTIONS, device="cuda")
+def test_a_captured_training_step_replays(name, schedule, forced):
+    size, dtype = forced
+    layer, _ = pair(name, 5, size, **OPTIONS, dtype=dtype, device="cuda")
     alone = copy.deepcopy(layer)
-    x, keywords = padded(device="cuda"), schedule_of(schedule)
+    x, keywords = padded(dtype, "cuda"), schedule_of(schedule)
     optimizer, other_optimizer = (torch.optim.SGD(one.parameters(), 0.1) for one in (layer, alone))
 
     def step(layer, optimizer):
@@ -81,13 +99,40 @@ def test_a_captured_training_step_replays(name, schedule):
     assert_close(list(layer.parameters()), list(alone.parameters()), gradient=True)
 
 
+@pytest.mark.parametrize("exchange", ["block", "cluster", "grid"])
+def test_layers_on_parallel_branches_of_a_graph(exchange):
+    """Each of a grid's sweeps needs all its blocks at once, beside another one's."""
+    x, streams = padded(torch.float32, "cuda"), [torch.cuda.Stream() for _ in range(2)]
+    layers = [pair("LSTM", 5, 256, dtype=torch.float32, device="cuda")[0] for _ in streams]
+    graph = torch.cuda.CUDAGraph()
+
+    def run():
+        start, results = torch.cuda.current_stream(), []
+        for layer, stream in zip(layers, streams, strict=True):
+            stream.wait_stream(start)
+            with torch.cuda.stream(stream):
+                results.append(layer(x)[0])
+        for stream in streams:
+            start.wait_stream(stream)
+        return results
+
+    with torch.no_grad(), rnnkern.strategy(f"stationary:{exchange}"):
+        warmed_up(run)
+        with torch.cuda.graph(graph):
+            results = run()
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert_close(results, [layer(x)[0] for layer in layers])
+
+
 @pytest.mark.parametrize("training", [True, False])
 @every_layer
-def test_graphed_callables_of_layers(name, training):
-    layer, _ = pair(name, 5, 8, **OPTIONS, device="cuda")
+def test_graphed_callables_of_layers(name, training, forced):
+    size, dtype = forced
+    layer, _ = pair(name, 5, size, **OPTIONS, dtype=dtype, device="cuda")
     layer.train(training)
     alone = copy.deepcopy(layer)
-    x = padded(device="cuda").requires_grad_()
+    x = padded(dtype, "cuda").requires_grad_()
     graphed = torch.cuda.make_graphed_callables(layer, (x,))
     for _ in range(2):
         other = torch.randn_like(x).requires_grad_()
@@ -137,9 +182,10 @@ def test_compiled_with_graphs(name):
 
 @every_schedule
 @every_layer
-def test_work_goes_to_the_current_stream(name, schedule):
-    layer, _ = pair(name, 5, 8, **OPTIONS, device="cuda")
-    x, keywords = padded(device="cuda"), schedule_of(schedule)
+def test_work_goes_to_the_current_stream(name, schedule, forced):
+    size, dtype = forced
+    layer, _ = pair(name, 5, size, **OPTIONS, dtype=dtype, device="cuda")
+    x, keywords = padded(dtype, "cuda"), schedule_of(schedule)
     expected = outputs_and_gradients(layer, x.clone().requires_grad_(), **keywords)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()

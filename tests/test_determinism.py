@@ -81,3 +81,32 @@ def test_a_row_gives_the_same_bits_of_the_recurrence_in_every_batch(name):
     whole = run(slice(None))
     assert torch.equal(run(slice(0, 1)), whole[:, :1])
     assert torch.equal(run(slice(5, 12)), whole[:, 5:12])
+
+
+@pytest.mark.parametrize("name, options", [
+    ("LSTM", {}),
+    ("LSTM", {"proj_size": 24}),
+    ("GRU", {}),
+    ("GRU", {"reset_after": False}),
+    ("RNN", {"zoneout": 0.1}),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch, steps", [(1, 1), (1, 7), (20, 1), (40, 1), (40, 7)])
+def test_no_state_is_a_state_of_zeros(name, options, dtype, batch, steps, device):
+    layer = getattr(rnnkern, name)(16, 40, bidirectional=True, device=device, dtype=dtype, **options).eval()
+    x = torch.randn(steps, batch, 16, device=device).to(dtype)
+    h = torch.zeros(2, batch, options.get("proj_size", 40), device=device, dtype=dtype)
+    zeros = (h, h.new_zeros(2, batch, 40)) if name == "LSTM" else h
+    with torch.no_grad():
+        assert torch.equal(layer(x)[0], layer(x, zeros)[0])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("batch", [1, 40])
+def test_a_reset_of_all_rows_begins_a_sequence_of_its_own(name, batch):
+    layer = getattr(rnnkern, name)(16, 40)
+    x = torch.randn(7, batch, 16)
+    reset_mask = torch.zeros(7, batch, dtype=torch.bool)
+    reset_mask[3] = True
+    y, _ = layer(x, reset_mask=reset_mask)
+    assert torch.equal(y, torch.cat([layer(x[:3])[0], layer(x[3:])[0]]))

@@ -154,6 +154,13 @@ def fully_sharded(rank, before, after):
     x = share(rank, whole_batch())
     assert torch.equal(model(x), Model().bfloat16()(x.bfloat16()))
 
+    with torch.device("meta"):
+        layer = rnnkern.LSTM(SIZE, SIZE, forget_bias=1.0)
+    fully_shard(layer, mesh=distributed.device_mesh.init_device_mesh("cpu", (PROCESSES,)))
+    layer.to_empty(device="cpu").reset_parameters()
+    bias = layer.bias_ih_l0.full_tensor()
+    assert (bias[SIZE : 2 * SIZE] == 1).all() and bias[:SIZE].abs().max() < 1
+
     model = sharded()
     optimiser = adam(model)
     load(model, optimiser, before)

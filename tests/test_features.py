@@ -310,6 +310,16 @@ def test_the_state_sequence_holds_the_states_after_every_step(name, device):
     assert torch.autograd.grad(sequence[0].sum(), layer.weight_hh_l0)[0].any()
 
 
+@every_layer
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_state_sequence_is_no_part_of_the_output(name, layers):
+    with torch.no_grad():
+        y, _, sequence = make(name, 5, 8, layers)(X, return_state_sequence=True)
+        before = sequence.clone()
+        y.zero_()
+    assert torch.equal(sequence, before)
+
+
 def test_the_state_sequence_of_a_packed_sequence_is_in_packed_order():
     layer = make("LSTM", 5, 8, 2, bidirectional=True)
     x = pack_padded_sequence(X, [6, 4, 3, 1])

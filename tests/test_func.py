@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch.autograd import functional
-from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, stack_module_state, vmap
+from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, jvp, stack_module_state, vmap
 
 import rnnkern
 from comparison import assert_close, pair, random_like, states, tensors_of, without_cudnn
@@ -219,6 +219,32 @@ def test_a_hessian_and_a_jacobian_by_forward_mode(name, device):
     with without_cudnn():
         expected = functional.hessian(loss(theirs), x), functional.jacobian(lambda x: theirs(x)[0], x)
     assert_close((hessian(loss(ours))(x), jacfwd(lambda x: ours(x)[0])(x)), expected, gradient=True)
+
+
+@pytest.mark.parametrize("name", ["GRU", "RNN"])  # torch.nn's LSTM has no forward mode
+def test_what_is_computed_without_gradients_stays_so_under_transforms(name, device):
+    ours, theirs = pair(name, 3, 4, device=device)
+    x = padded(device=device, steps=5, batch=2, size=3)
+
+    def without(layer, x):
+        with torch.no_grad():
+            return layer(x)[0]
+
+    def around_jvp(layer):
+        with torch.no_grad():
+            return jvp(lambda x: layer(x)[0], (x,), (x,))
+
+    def teacher(layer):
+        return grad(lambda y: (y - without(layer, x)).square().sum())(torch.ones_like(x[..., :1]))
+
+    def nested(layer):
+        return grad(lambda x: grad(lambda x: x.sum() * without(layer, x).sum())(x).sum())(x)
+
+    with without_cudnn():
+        for attempt in (around_jvp, teacher, nested):
+            found, expected = tensors_of(attempt(ours)), tensors_of(attempt(theirs))
+            assert_close(found, expected, gradient=True)
+            assert not any(tensor.requires_grad for tensor in (*found, *expected))
 
 
 @every_layer

@@ -227,3 +227,19 @@ def test_every_tensor_of_a_function_may_require_a_gradient():
         return y, h_n, c_n, cells
 
     assert torch.autograd.gradcheck(function, (x, h, c, *weights), fast_mode=True)
+
+
+@every_layer
+def test_a_forward_written_like_torchs_finds_its_methods(name):
+    class Own(getattr(rnnkern, name)):
+        def forward(self, input, hx):
+            order = torch.tensor([1, 0])
+            self.check_forward_args(input, hx, None)
+            return super().forward(input, self.permute_hidden(hx, order))
+
+    layer = Own(5, 8, dtype=torch.float64)
+    x, hx = padded(batch=2), states(layer, 2)
+    swapped = tuple(h.flip(1) for h in hx) if name == "LSTM" else hx.flip(1)
+    assert_close(layer(x, hx), getattr(rnnkern, name).forward(layer, x, swapped))
+    with pytest.raises(RuntimeError, match="Expected hidden"):
+        layer(x[:, :1], hx)

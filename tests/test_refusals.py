@@ -1,5 +1,6 @@
 """What no layer can be or become, whatever its tensors, is refused with one error that says what was expected."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -126,3 +127,11 @@ ALL = {**CONSTRUCTION, **UNSUPPORTED}
 @pytest.mark.parametrize(("call", "kind", "message"), ALL.values(), ids=ALL.keys())
 def test_a_mistake_raises_one_clear_error(call, kind, message):
     assert_refused(call, kind, message)
+
+
+def test_numbers_of_every_kind_are_probabilities():
+    layer = RNN(5, 8, recurrent_dropout=np.float32(0.5), weight_dropout=np.float32(0.5), zoneout=np.float32(0.5))
+    for training in (True, False):
+        layer.train(training)(torch.randn(3, 2, 5))[0].sum().backward()
+        with torch.no_grad():
+            layer(torch.randn(3, 2, 5))

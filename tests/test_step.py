@@ -64,6 +64,20 @@ def test_steps_in_training_draw_forwards_masks(name):
 
 
 @every_layer
+@pytest.mark.parametrize("gradients", [True, False])
+def test_steps_evaluate_parametrisations_as_forward_does(name, gradients):
+    layer = make(name, 5, 8)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", torch.nn.Dropout(0.5))
+    hx = states(layer, 4, requires_grad=False)
+    with torch.set_grad_enabled(gradients):
+        torch.manual_seed(4)
+        y, after = layer.step(X[0], hx)
+        torch.manual_seed(4)
+        expected, expected_after = layer(X[:1], hx)
+    assert_close((y, after), (expected[0], expected_after))
+
+
+@every_layer
 def test_results_of_a_step_can_be_changed_in_place(name):
     layer = make(name, 5, 8)
     for gradients in (True, False):

@@ -2,7 +2,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/TensorBody.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <cstdlib>
@@ -251,15 +250,8 @@ Layer::Layer(const LayerArguments& arguments) {
   bool const has_cell = facts(problem.cell).has_cell;
   TORCH_CHECK_VALUE((has_cell && states) == (arguments.c_0 && arguments.c_0->defined()), "c_0: expected ",
                     has_cell ? "a tensor" : "None", " for cell ", arguments.cell);
-  auto const zeros = [&](int64_t width) {
-    if (problem.backend == Backend::cuda) return Tensor();  // kernels there need no memory of zeros
-    owned.push_back(at::zeros({directions, batch, width}, x.options()));
-    return owned.back();
-  };
-  Tensor const h_0 = states ? check(arguments.h_0, "h_0", {directions, batch, size}) : zeros(size);
-  Tensor const c_0 = states     ? optional(arguments.c_0, "c_0", {directions, batch, hidden}, x.scalar_type())
-                     : has_cell ? size == hidden ? h_0 : zeros(hidden)
-                                : Tensor();
+  Tensor const h_0 = states ? check(arguments.h_0, "h_0", {directions, batch, size}) : Tensor();
+  Tensor const c_0 = optional(arguments.c_0, "c_0", {directions, batch, hidden}, x.scalar_type());
   Tensor const reset = optional(arguments.reset_mask, "reset_mask", rows({}, {}), at::kBool);
   Tensor const mask = optional(arguments.recurrent_mask, "recurrent_mask", {directions, batch, size}, x.scalar_type());
   Tensor const zone_h = optional(arguments.zoneout_h, "zoneout_h", rows({directions}, {size}), at::kBool);

@@ -1,5 +1,6 @@
 // rnnkern._C: loads the operators, and answers what Python asks about the build and about plans.
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
@@ -40,6 +41,12 @@ py::dict build_info() {
   info["cpu_isas"] = cpu_isas();
   info["cpu_isa"] = cpu_isa();
   return info;
+}
+
+// A parameter in autocast's dtype, as autocast's own operators take it: cast once within a region.
+Tensor cached_cast(const Tensor& parameter) {
+  auto const device = parameter.device().type();
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), parameter, device);
 }
 
 using Reasons = std::vector<std::pair<std::string, std::string>>;
@@ -280,6 +287,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("lengths") = false, py::arg("reset") = false, py::arg("recurrent_mask") = false,
              py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("int8") = false,
              py::arg("threads") = 0, py::arg("device_index") = 0, py::arg("gpu") = py::none());
+  module.def("cached_cast", cached_cast, py::arg("parameter"));
   module.def("infer", infer_if_plain, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
              py::arg("num_layers"), py::arg("bidirectional"), py::arg("batch_first"), py::arg("heads"),
              py::arg("zoneout"), py::arg("biases") = py::tuple(), py::arg("hidden_size") = 0, py::arg("proj_size") = 0);

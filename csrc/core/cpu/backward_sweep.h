@@ -92,6 +92,7 @@ class BackwardSweep {
     int64_t const t = group_.reverse ? s : time_.steps - 1 - s;
     live_ = rows_.at(t);
     backwards_ = s % 2 == 1;
+    at_rest_ = true;
     for (int64_t i = 0; i < live_; ++i) {
       int64_t const b = rows_.rows[i], at = time_.row(t, b), in_turn = at - first_row_;
       int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;  // the row's own step
@@ -101,6 +102,7 @@ class BackwardSweep {
       bool const cut_after = !last && time_.cut(next, b, group_.reverse);
       row.cut = time_.cut(t, b, group_.reverse);
       row.operand = last || cut_after ? buffers_.zeros : d_operand((n + 1) & 1, b);
+      at_rest_ &= last || cut_after;
       row.d_operand = d_operand(n & 1, b);
       row.carry[0] = buffers_.carry[0] + b * buffers_.pitch;
       row.state[0] = previous(group_.h_0, group_.y, group_.y_stride, state_size_, n, t, b, row.cut);
@@ -130,7 +132,7 @@ class BackwardSweep {
 
   void run(int stage, int first, int last) {
     const auto& set = stage == 0 ? buffers_.first : buffers_.second;
-    PanelRange const range{first, last, backwards_};
+    PanelRange const range{first, last, backwards_, at_rest_ && stage == 0};
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
@@ -339,7 +341,7 @@ class BackwardSweep {
   packed_t<T>* copies_;    // see BackwardBuffers
   int64_t first_row_ = 0;  // of the turn
   int64_t live_ = 0;
-  bool backwards_ = false;  // see PanelRange
+  bool backwards_ = false, at_rest_ = false;  // see PanelRange
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

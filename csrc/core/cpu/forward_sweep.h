@@ -105,10 +105,13 @@ class ForwardSweep {
     int64_t const t = group_.reverse ? time_.steps - 1 - s : s;
     live_ = rows_.at(t);
     backwards_ = s % 2 == 1;
+    at_rest_ = true;
     for (int64_t i = 0; i < live_; ++i) {
       int64_t const b = rows_.rows[i], at = time_.row(t, b), place = b * buffers_.pitch;
-      int const now = int((group_.reverse ? time_.lengths[b] - 1 - t : t) & 1);
+      int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;  // the row's own step
+      int const now = int(n & 1);
       bool const cut = time_.cut(t, b, group_.reverse);
+      at_rest_ &= cut || (n == 0 && !group_.h_0);
       ForwardRow<T>& row = row_[i];
       row.state[0] = cut ? buffers_.zeros : buffers_.state[0][now] + place;
       row.next[0] = buffers_.state[0][1 - now] + place;
@@ -134,7 +137,7 @@ class ForwardSweep {
   }
 
   void run(int stage, int first, int last) {
-    PanelRange const range{first, last, backwards_};
+    PanelRange const range{first, last, backwards_, at_rest_ && (stage == 0 || two_stage_gru)};
     if (stage == 1)
       for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
     if constexpr (two_stage_gru) {
@@ -361,7 +364,7 @@ class ForwardSweep {
   T* gates_ = nullptr;
   int64_t first_row_ = 0;
   int64_t live_ = 0;
-  bool backwards_ = false;  // see PanelRange
+  bool backwards_ = false, at_rest_ = false;  // see PanelRange
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -62,11 +62,13 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int6
 }
 
 template <class T>
-void pack_backward(const Problem& problem, const Group& group, const BackwardBuffers<T>& buffers, int worker,
-                   int workers) {
+void pack_backward(const Problem& problem, const Group& group, const GroupGradients& gradients,
+                   const BackwardBuffers<T>& buffers, int worker, int workers) {
   const T* const w_hh = static_cast<const T*>(group.w_hh);
   int64_t const hidden = problem.hidden_size, width = problem.state_size() / problem.heads;
-  for (int p = worker; p < buffers.first.count; p += workers) buffers.first.pack_backward(p, w_hh, hidden, width);
+  // The first product is of the state before a step: of one step, h_0.
+  int const count = problem.steps > 1 || gradients.d_h_0 ? buffers.first.count : 0;
+  for (int p = worker; p < count; p += workers) buffers.first.pack_backward(p, w_hh, hidden, width);
   for (int p = worker; p < buffers.second.count; p += workers) {
     if (problem.proj_size > 0) {
       buffers.second.pack_backward(p, static_cast<const T*>(group.w_hr), problem.proj_size, hidden);
@@ -316,7 +318,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   slots.run(count, plan, platform, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
     int const last = first + n, base = worker * count;
     for (int g = first; g < last; ++g) {
-      pack_backward(problem, groups[g], buffers[g], worker, workers);
+      pack_backward(problem, groups[g], gradients[g], buffers[g], worker, workers);
       if (problem.recompute) pack_forward<Cell, T>(rebuilt, groups[g], again[g], worker, workers);
       if (gradients[g].d_x) d_x[g].pack(worker, workers);
     }

@@ -168,10 +168,11 @@ struct PanelSet {
 };
 
 // Panels [first, last), forwards or backwards: every other step takes them backwards, since what the step before read
-// last lies in the nearest cache, where a round through more than it holds would find nothing.
+// last lies in the nearest cache, where a round through more than it holds would find nothing. `at_rest`: all operands
+// are zero, so that the sums are, and no weight is read.
 struct PanelRange {
   int first, last;
-  bool backwards = false;
+  bool backwards = false, at_rest = false;
 
   int count() const { return last - first; }
   int operator[](int i) const { return backwards ? last - 1 - i : first + i; }
@@ -279,7 +280,8 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
       }
       auto* const sums = waiting.room(int(now) * panel.blocks);
       const P* weights = set.data + panel.data;
-      for (int c = 0; c < panel.columns; c += width, weights += part) {
+      if (range.at_rest) std::memset(sums, 0, now * pitch * sizeof(*sums));
+      for (int c = range.at_rest ? panel.columns : 0; c < panel.columns; c += width, weights += part) {
         Prefetch lines{reinterpret_cast<const char*>(weights) + kStreamedAhead, line_step};
         if (tiles.count > 1) {
           lines.at = reinterpret_cast<const char*>(next) + asked;
@@ -304,7 +306,7 @@ RNNKERN_INLINE void run_on_unit(const PanelSet<P>& set, PanelRange range, Row* r
   int head = -1;
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
-    if (panel.head != head) {
+    if (panel.head != head && !range.at_rest) {
       head = panel.head;
       pack_for_unit([&](int64_t r) { return rows[r].operand + panel.operand; }, count, group, set.depth, operands);
     }
@@ -314,8 +316,11 @@ RNNKERN_INLINE void run_on_unit(const PanelSet<P>& set, PanelRange range, Row* r
       for (int i = 0; i < now; ++i)
         for (int s = 0; s < panel.blocks; ++s) ahead(rows[r + i], panel.unit + s * sums_t<P>::lanes);
       auto* const sums = waiting.room(groups * group * panel.blocks);
-      unit_product(set.data + panel.data, panel.columns, operands + r / group * blocks * kUnitElements, groups, blocks,
-                   sums, group);
+      if (range.at_rest)
+        std::memset(sums, 0, now * panel.columns * sums_t<P>::lanes * sizeof(*sums));
+      else
+        unit_product(set.data + panel.data, panel.columns, operands + r / group * blocks * kUnitElements, groups,
+                     blocks, sums, group);
       waiting.add_all(rows + r, now, panel);
     }
   }
@@ -347,11 +352,12 @@ RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, PanelRange range, const
   constexpr int lanes = sums_t<P>::lanes;
   WaitingBlocks<C, Row, Finish> waiting(set.gates, finish);
   alignas(64) C sums[kUnpackedRows * kMaxColumns * lanes];
+  if (range.at_rest) std::memset(sums, 0, count * set.gates * lanes * sizeof(C));
   const typename Packed<P>::Operand* operand[kUnpackedRows];
   int head = -1;
   for (int p = 0; p < range.count(); ++p) {
     Panel const& panel = set.panels[range[p]];
-    if (panel.head != head) {
+    if (panel.head != head && !range.at_rest) {
       head = panel.head;
       for (int i = 0; i < count; ++i) operand[i] = rows[i].operand + panel.operand;
       if (across) pack_across(operand, count, set.depth, across);
@@ -364,9 +370,9 @@ RNNKERN_INLINE void run_unpacked(const PanelSet<P>& set, PanelRange range, const
         return WeightRows<T>{weight + row * set.depth, set.depth, units};
       };
       if constexpr (can_lie_across<P, T>) {
-        if (across) product_across<P>(weights, set.gates, set.depth, across, count, sums);
+        if (across && !range.at_rest) product_across<P>(weights, set.gates, set.depth, across, count, sums);
       }
-      if (!across) product_unpacked<P>(weights, set.gates, set.depth, operand, count, sums);
+      if (!across && !range.at_rest) product_unpacked<P>(weights, set.gates, set.depth, operand, count, sums);
       for (int i = 0; i < count; ++i) {
         std::memcpy(waiting.room(1), sums + i * set.gates * lanes, set.gates * lanes * sizeof(C));
         waiting.add(rows[i], panel, s);
