@@ -230,6 +230,8 @@ def faults(kernel: Kernel) -> list[str]:
             found.append(f"{many} {base} in the step loop")
     if exchange == "grid" and not inside["copy.128"]:
         found.append("the operand is not copied by 16 bytes")
+    if cached := sum(i.base == "LDGSTS" and ".BYPASS" not in i.name for i in loop):
+        found.append(f"{cached} copies through the first cache, which may hold an older operand")
     if exchange == "cluster" and not inside["remote.128"]:
         found.append("the operand is not stored by 16 bytes into other blocks")
     return found
@@ -291,6 +293,7 @@ def readable(symbols: list[str]) -> list[str]:
         for kind in ("Math", "Exchange"):
             for value, word in enumerate(enumerators(kind)):
                 name = re.sub(rf"\(rnnkern::stationary::{kind}\){value}\b", word, name)
+        name = re.sub(r", \(rnnkern::Sources\)\d", "", name)
         name = re.sub(r"\bvoid |\(.*|rnnkern::(\w+::)*", "", name)
         name = re.sub(r"^(forward|backward)_kernel<", r"stationary \1 ", name)
         first, second, *rest = re.sub(r"_kernel|[<>, ]+", " ", name).split() + ["", ""]

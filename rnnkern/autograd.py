@@ -28,7 +28,7 @@ from rnnkern.torch_private import below_autograd, dual_level, forward_mode_enabl
 def layer(
     x: Tensor,
     weights: Sequence[Tensor],
-    h_0: Tensor,
+    h_0: Tensor | None,
     c_0: Tensor | None = None,
     lengths: Tensor | None = None,
     reset_mask: Tensor | None = None,
@@ -254,7 +254,7 @@ def _backward_of_batch(
     # the batch has its own.
     of_weights = any(needs[3:])
     if batching.foldable(options, tensors[7:], dims[7:]) and (
-        not of_weights or batching.is_one_sample(tensors[7 + 1], dims[7 + 1])
+        not of_weights or batching.is_one_sample(tensors[7], dims[7])
     ):
         batch = batching.fold(tensors, dims, batching.BACKWARD, size)
         gradients = _backward(options, needs, batch, per_sample=of_weights)

@@ -41,9 +41,9 @@ def _leading(tensor: Tensor, dim: int | None, to: int, size: int) -> Tensor:
     return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
 
 
-def is_one_sample(h_0: Tensor, dim: int | None) -> bool:
-    """Whether the batch is one sample, apart from the vmapped dimension: of `h_0 [D, B, R]`."""
-    shape = list(h_0.shape)
+def is_one_sample(x: Tensor, dim: int | None) -> bool:
+    """Whether the batch is one sample, apart from the vmapped dimension: of `x [T, B, I]`."""
+    shape = list(x.shape)
     if dim is not None:
         del shape[dim]
     return shape[1] == 1

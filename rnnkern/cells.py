@@ -56,9 +56,6 @@ class RecurrentCell(torch.nn.RNNCellBase):
         if result is not None:
             h_n, c_n = result[1] if lstm else (result[1], None)
         else:
-            if h is None:
-                h = x.new_zeros((1, x.shape[0], self.hidden_size))
-                c = h if lstm else None
             _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self.cell)
         h_n, c_n = _without_first(h_n), None if c_n is None else _without_first(c_n)
         if not batched:

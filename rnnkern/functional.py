@@ -286,10 +286,13 @@ def _stack(
         width = weights[a_layer - 1].shape[0] if a_layer // directions % 2 else hidden  # R
     if x.shape[-1] != input_size:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {x.shape[-1]}")
-    if h_0 is None:
+    h: Tensor | None = None
+    c: Tensor | None = None
+    # The operator takes None for zeros, but not with packed rows, which do not say how many sequences they are of.
+    if h_0 is None and (batch_sizes is not None or isinstance(weights, int8.Weights)):
         h = x.new_zeros((directions, batch, width))
         c = None if not lstm else h if width == hidden else x.new_zeros((directions, batch, hidden))
-    else:
+    elif h_0 is not None:
         rows = num_layers * directions
         h_0 = checks.checked_state(x, h_0, (rows, batch, width), "hidden[0] size" if lstm else "hidden size", order)
         if lstm:
@@ -310,6 +313,7 @@ def _stack(
                 x, directions, batch, width, hidden if lstm else 0, recurrent_dropout, zoneout, order
             )
         if isinstance(weights, int8.Weights):
+            assert h is not None
             y, h_layer, c_layer, cells = int8.layer(
                 weights.of_layer(layer), x, h, c, lengths, reset_mask, batch_sizes, zoneout, cell=cell,
                 hidden_size=hidden, bidirectional=bidirectional, heads=heads,

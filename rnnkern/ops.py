@@ -77,8 +77,12 @@ def _layer_forward_fake(
     zoneout, cell, bidirectional, heads, ensemble, save, recompute, want_cells,
 ):  # fmt: skip
     options = Options(zoneout, cell, bidirectional, heads, ensemble, save, recompute, want_cells)
-    *members, directions, batch, width = h_0.shape
+    directions = 2 if bidirectional else 1
+    members = x.shape[:1] if ensemble else ()
     hidden = weights[0].shape[-2] // GATES[cell]
+    a_direction = len(weights) // directions
+    width = weights[a_direction - 1].shape[-2] if a_direction % 2 else hidden
+    batch = x.shape[-2] if h_0 is None else h_0.shape[-2]
     # Rows as x has them: [T, B], or [rows] when packed. B is the state's.
     rows = [x.shape[-2]] if batch_sizes is not None else [x.shape[-3], batch]
     shapes = (
@@ -96,7 +100,7 @@ def _layer_backward_fake(
     d_y, d_h_n, d_c_n, d_cells, x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h,
     zoneout_c, zoneout, cell, bidirectional, heads, ensemble, recompute, y, cells, gates, needs, *, per_sample=False,
 ):  # fmt: skip
-    each = (h_0.shape[1],) if per_sample else ()
+    each = (x.shape[1],) if per_sample else ()
     shapes = [*(None if t is None else t.shape for t in (x, h_0, c_0)), *((*each, *w.shape) for w in weights)]
     d_x, d_h_0, d_c_0, *d_weights = (
         x.new_empty(shape if need else [0]) for shape, need in zip(shapes, needs, strict=True)

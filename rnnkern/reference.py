@@ -69,7 +69,7 @@ def gru_cell(
 def layer(
     x: Tensor,
     weights: Sequence[Tensor],
-    h_0: Tensor,
+    h_0: Tensor | None,
     c_0: Tensor | None = None,
     lengths: Tensor | None = None,
     reset_mask: Tensor | None = None,
@@ -90,7 +90,7 @@ def layer(
         x: ``[T, B, I]``, or ``[rows, I]`` with ``batch_sizes``.
         weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, R / heads]``, then ``b_ih``, ``b_hh`` ``[G*H]`` if
             there are biases, then ``w_hr [P, H]`` if there is a projection.
-        h_0, c_0: ``[D, B, R]`` and ``[D, B, H]``.
+        h_0, c_0: ``[D, B, R]`` and ``[D, B, H]``; None for zeros, not with ``batch_sizes``.
         lengths: ``[B]`` integers; row ``b`` is live at ``t`` while ``t < lengths[b]``.
         reset_mask: bool ``[T, B]`` (packed ``[rows]``): a new segment starts at ``t``.
         batch_sizes: ``[T]`` on the CPU, as in a ``PackedSequence``.
@@ -122,6 +122,11 @@ def layer(
         x = torch.where(live, x, torch.zeros_like(x))  # NaN in the padding stays there
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
+    if h_0 is None:
+        hidden = weights[0].shape[0] // GATES[cell]
+        projection = per_direction % 2 == 1
+        h_0 = x.new_zeros(directions, batch, weights[per_direction - 1].shape[0] if projection else hidden)
+        c_0 = x.new_zeros(directions, batch, hidden) if cell == "lstm" else None
     results = []
     for d in range(directions):
         restart = torch.zeros_like(live)
@@ -211,7 +216,7 @@ def _ensemble(
 
     results = [
         layer(
-            x[n], [w[n] for w in weights], h_0[n], member(c_0, n), member(lengths, n), member(reset_mask, n),
+            x[n], [w[n] for w in weights], member(h_0, n), member(c_0, n), member(lengths, n), member(reset_mask, n),
             batch_sizes, member(recurrent_mask, n), member(zoneout_h, n), member(zoneout_c, n), zoneout, **options,
         )
         for n in range(x.shape[0])

@@ -47,9 +47,9 @@ class Problem:
         """The results that there are: `y, h_n`, with an LSTM `c_n` and `cells` too; by the kernels unless told."""
         tensors = self.tensors
         if inputs is not None:
-            x, h_0, *rest = inputs
-            c_0 = rest.pop(0) if tensors["c_0"] is not None else None
-            tensors = {**tensors, "x": x, "h_0": h_0, "c_0": c_0, "weights": rest}
+            rest = list(inputs)
+            given = {name: None if tensors[name] is None else rest.pop(0) for name in ("x", "h_0", "c_0")}
+            tensors = {**tensors, **given, "weights": rest}
         if layer is None:
             layer, options = autograd.layer, {"want_cells": True, **options}
         results = layer(**tensors, zoneout=self.zoneout, **self.options, **options)
@@ -102,6 +102,7 @@ def problem(
     heads=2,
     proj_size=None,
     padding=float("nan"),
+    from_zero=False,
 ):
     """Fresh random tensors; `torch.manual_seed` decides them. Lengths have a zero and a full one."""
 
@@ -173,6 +174,8 @@ def problem(
         "zoneout_h": zone(state) if training else None,
         "zoneout_c": zone(hidden_size) if training and cell == "lstm" else None,
     }
+    if from_zero and batch_sizes is None:  # packed rows do not say how many sequences they are of
+        tensors["h_0"] = tensors["c_0"] = None
     options = {"cell": cell, "bidirectional": bidirectional, "heads": heads}
     return Problem(tensors, options, 0.3 if masks == "zoneout_eval" else 0.0, known, dtype)
 

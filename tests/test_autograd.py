@@ -37,6 +37,7 @@ GRADCHECK = pairwise(
     masks=helpers.MASKS,
     reset=helpers.RESETS,
     recompute=(False, True),
+    from_zero=(False, True),
 )
 
 
@@ -118,6 +119,7 @@ OPCHECK = [
     {"width": "projection"},
     {"width": "heads"},
     {"bidirectional": True},
+    {"from_zero": True},
 ]
 
 
@@ -144,7 +146,7 @@ def test_opcheck_backward(cell, choice, device):
         *outputs, gates = ops.layer_forward(*arguments)
     y, _, _, cells = outputs
     d_outputs = [torch.randn_like(out).requires_grad_() if out.numel() else None for out in outputs]
-    needs = [True, True, cell == "lstm", *[True] * len(arguments[1])]
+    needs = [True, *(state is not None for state in arguments[2:4]), *[True] * len(arguments[1])]
     torch.library.opcheck(ops.layer_backward, (*d_outputs, *arguments[:15], False, y, cells, gates, needs))
 
 

@@ -77,6 +77,7 @@ def test_a_kernel_as_designed_has_no_fault(report):
         ("CS2R R8, SRZ", "HMMA.16816.F32.BF16 R8, R4, R12, R8", "1 tensor-core instructions outside the step loop"),
         ("HMMA.16816.F32.BF16 R8", "FFMA R8", "tensor-core instructions {}"),
         ("LDGSTS.E.BYPASS.128", "LDGSTS.E", "the operand is not copied by 16 bytes"),
+        ("LDGSTS.E.BYPASS.128", "LDGSTS.E.128", "1 copies through the first cache"),
         ("@P0 BRA 0x30", "NOP", "has no step loop with products"),
     ],
 )

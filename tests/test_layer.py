@@ -35,6 +35,7 @@ OPTIONS = {
     "steps": (1, 2, 7),
     "batch": (1, 3, 9),
     "recompute": (False, True),
+    "from_zero": (False, True),
 }
 
 

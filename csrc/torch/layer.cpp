@@ -207,12 +207,13 @@ Layer::Layer(const LayerArguments& arguments) {
   int64_t const lead = ensemble;  // dimensions before a member's own
   int64_t const dimensions = lead + (packed || arguments.one_step ? 2 : 3);
   TORCH_CHECK_VALUE(x.dim() == dimensions, "input: expected ", dimensions, " dimensions, got ", x.dim());
-  bool const states = arguments.h_0.defined();
-  TORCH_CHECK_VALUE(!states || arguments.h_0.dim() == lead + 3, "h_0: expected ", lead + 3, " dimensions, got ",
-                    arguments.h_0.dim());
+  bool const states = arguments.h_0 && arguments.h_0->defined();
+  TORCH_CHECK_VALUE(states || !packed, "h_0: expected a tensor with batch_sizes, got None");
+  TORCH_CHECK_VALUE(!states || arguments.h_0->dim() == lead + 3, "h_0: expected ", lead + 3, " dimensions, got ",
+                    arguments.h_0->dim());
   members = ensemble ? x.size(0) : 1;
   problem.input_size = x.size(-1);
-  problem.batch = states ? arguments.h_0.size(lead + 1) : x.size(-2);
+  problem.batch = states ? arguments.h_0->size(lead + 1) : x.size(-2);
   problem.steps = packed ? arguments.batch_sizes->numel() : arguments.one_step ? 1 : x.size(lead);
   problem.rows = packed ? x.size(lead) : problem.steps * problem.batch;
   int64_t const count = int64_t(arguments.weights.size());
@@ -250,7 +251,7 @@ Layer::Layer(const LayerArguments& arguments) {
   bool const has_cell = facts(problem.cell).has_cell;
   TORCH_CHECK_VALUE((has_cell && states) == (arguments.c_0 && arguments.c_0->defined()), "c_0: expected ",
                     has_cell ? "a tensor" : "None", " for cell ", arguments.cell);
-  Tensor const h_0 = states ? check(arguments.h_0, "h_0", {directions, batch, size}) : Tensor();
+  Tensor const h_0 = optional(arguments.h_0, "h_0", {directions, batch, size}, x.scalar_type());
   Tensor const c_0 = optional(arguments.c_0, "c_0", {directions, batch, hidden}, x.scalar_type());
   Tensor const reset = optional(arguments.reset_mask, "reset_mask", rows({}, {}), at::kBool);
   Tensor const mask = optional(arguments.recurrent_mask, "recurrent_mask", {directions, batch, size}, x.scalar_type());

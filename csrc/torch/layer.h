@@ -23,7 +23,7 @@ void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef sh
 struct LayerArguments {
   const at::Tensor& x;
   at::TensorList weights;
-  const at::Tensor& h_0;  // undefined, as in `infer`: both states are zero
+  const std::optional<at::Tensor>& h_0;  // none: both states are zero; not with batch_sizes
   const std::optional<at::Tensor>& c_0;
   const std::optional<at::Tensor>& lengths;
   const std::optional<at::Tensor>& reset_mask;

@@ -202,8 +202,8 @@ std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const Weights&
     run_forward(layer);
   };
   for (int64_t l = 0; l < num_layers; ++l) {
-    Tensor const input = output, h = states_of_layer(h_0, "h_0", l);
-    OptionalTensor const c = states_of_layer(c_0, "c_0", l);
+    Tensor const input = output;
+    OptionalTensor const h = states_of_layer(h_0, "h_0", l), c = states_of_layer(c_0, "c_0", l);
     at::TensorList const of_l = of_layer(weights.all, l, num_layers), biases = of_layer(weights.biases, l, num_layers);
     LayerArguments const arguments{.x = input,
                                    .weights = int8 ? biases : of_l,

@@ -15,7 +15,7 @@ using OptionalTensor = std::optional<Tensor>;
 void* writable(const void* part) { return const_cast<void*>(part); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
-    const Tensor& x, at::TensorList weights, const Tensor& h_0, const OptionalTensor& c_0,
+    const Tensor& x, at::TensorList weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
     const OptionalTensor& lengths, const OptionalTensor& reset_mask, const OptionalTensor& batch_sizes,
     const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
     double zoneout, std::string_view cell, bool bidirectional, int64_t heads, bool ensemble, bool save, bool recompute,
@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& d_y, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n, const OptionalTensor& d_cells,
-    const Tensor& x, at::TensorList weights, const Tensor& h_0, const OptionalTensor& c_0,
+    const Tensor& x, at::TensorList weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
     const OptionalTensor& lengths, const OptionalTensor& reset_mask, const OptionalTensor& batch_sizes,
     const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
     double zoneout, std::string_view cell, bool bidirectional, int64_t heads, bool ensemble, bool recompute,
@@ -91,8 +91,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     return at::empty(shape, options);
   };
   Tensor const d_x = result(needs[0], x);
-  Tensor const d_h_0 = result(needs[1], h_0);
-  Tensor const d_c_0 = result(needs[2] && has_cell, has_cell ? *c_0 : h_0);
+  bool const states = h_0 && h_0->defined();
+  TORCH_CHECK_VALUE(states || !(needs[1] || needs[2]), "needs: expected false for h_0 and c_0, which are None");
+  Tensor const d_h_0 = result(needs[1], states ? *h_0 : x);
+  Tensor const d_c_0 = result(needs[2] && has_cell, states && has_cell ? *c_0 : x);
   std::vector<Tensor> d_weights;
   for (size_t i = 0; i < weights.size(); ++i) d_weights.push_back(result(needs[i + 3], weights[i], per_sample));
 
@@ -125,10 +127,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   return {d_x, d_h_0, d_c_0, d_weights};
 }
 
-#define RNNKERN_LAYER_ARGUMENTS                                                                                     \
-  "Tensor x, Tensor[] weights, Tensor h_0, Tensor? c_0, Tensor? lengths, Tensor? reset_mask, Tensor? batch_sizes, " \
-  "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, float zoneout, str cell, bool bidirectional, int " \
-  "heads, "                                                                                                         \
+#define RNNKERN_LAYER_ARGUMENTS                                                                                      \
+  "Tensor x, Tensor[] weights, Tensor? h_0, Tensor? c_0, Tensor? lengths, Tensor? reset_mask, Tensor? batch_sizes, " \
+  "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, float zoneout, str cell, bool bidirectional, int "  \
+  "heads, "                                                                                                          \
   "bool ensemble"
 
 TORCH_LIBRARY(rnnkern, library) {

@@ -25,6 +25,7 @@ struct Case {
   int directions = 1;
   bool bias = true, packed = false, given_lengths = false, masks_per_step = false;
   bool per_sample = false;      // gradients of the weights for each row of the batch
+  bool from_zero = false;       // no initial states are given
   bool tf32 = false;            // products may round to TF32
   double weight_scale = 1.5;    // weights and biases are at most this / sqrt(H)
   bool together = false;        // compare all results as one
@@ -84,6 +85,7 @@ inline void set_options(Case& c, Rows rows, Random& random) {
   s.zoneout = zoneout == 2 ? 0.25 : 0;
   set_rows(c, rows, random);
   c.per_sample = !c.packed && random.one_in(4);
+  c.from_zero = random.one_in(4);
 }
 
 inline void set_name(Case& c, const char* cell, Rows rows) {

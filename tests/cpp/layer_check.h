@@ -136,7 +136,8 @@ class Check {
     draw(Input::w_ih, GH * s.I, input_scale), draw(Input::w_hh, GH * (R / s.heads), hidden_scale);
     draw(Input::b_ih, GH, hidden_scale), draw(Input::b_hh, GH, hidden_scale);
     draw(Input::w_hr, s.P * s.H, hidden_scale);
-    draw(Input::h_0, s.B * R, 1), draw(Input::c_0, lstm ? s.B * s.H : 0, 1);
+    double const state_scale = case_.from_zero ? 0 : 1;
+    draw(Input::h_0, s.B * R, state_scale), draw(Input::c_0, lstm ? s.B * s.H : 0, state_scale);
     if (!case_.bias) d.in.of[Input::b_ih].assign(GH, 0), d.in.of[Input::b_hh].assign(GH, 0);
     if (case_.away_from_kink) {  // each unit is far on one side
       for (double& bias : d.in.of[Input::b_ih]) bias = random_.one_in(2) ? 1.25 : -1.25;
@@ -195,6 +196,7 @@ class Check {
       for (int i = 0; i < kInputs; ++i) {
         d.wanted[i] = !random_.one_in(6) && !d.in.of[i].empty();
         if (!case_.bias && (i == Input::b_ih || i == Input::b_hh)) d.wanted[i] = false;
+        if (case_.from_zero && (i == Input::h_0 || i == Input::c_0)) d.wanted[i] = false;
       }
       x_wanted = x_wanted && d.wanted[Input::x];
       d.d_expected = reference::gradients(s, d.in, d.d_out);
@@ -239,7 +241,7 @@ class Check {
     g.w_ih = input(Input::w_ih), g.w_hh = input(Input::w_hh);
     if (case_.bias) g.b_ih = input(Input::b_ih), g.b_hh = input(Input::b_hh);
     if (s.P > 0) g.w_hr = input(Input::w_hr);
-    g.h_0 = input(Input::h_0);
+    if (!case_.from_zero) g.h_0 = input(Input::h_0);
     if (d.mask) g.mask = d.mask->data();
     if (!s.zone_h.empty()) g.zone_h = reinterpret_cast<const bool*>(s.zone_h.data());
     if (!s.zone_c.empty()) g.zone_c = reinterpret_cast<const bool*>(s.zone_c.data());
@@ -248,7 +250,7 @@ class Check {
     g.y = static_cast<char*>(y_->data()) + index * s.R() * size_of(case_.dtype);
     g.h_n = d.outputs[Output::h_n].data();
     if (s.cell == CellKind::lstm) {
-      g.c_0 = input(Input::c_0);
+      if (!case_.from_zero) g.c_0 = input(Input::c_0);
       g.c_n = d.outputs[Output::c_n].data();
       if (case_.mode != Mode::infer || case_.seed % 2 == 0) g.cells = d.outputs[Output::cells].data();
     }

@@ -26,7 +26,7 @@ class Runner {
   }
   template <class Args>
   void launch(void (*kernel)(Args), const rnnkern::LaunchShape& shape, const Args& args) {
-    rnnkern::CudaForEach(nullptr).launch(kernel, shape, args);
+    rnnkern::CudaForEach<rnnkern::Sources::all>(nullptr).launch(kernel, shape, args);
     must(cudaDeviceSynchronize());
   }
   bool has_clusters() {

@@ -15,9 +15,13 @@ namespace rnnkern {
 inline constexpr int kForEachThreads = 128;  // of a block; few, so that a batch of one spreads over multiprocessors
 inline constexpr int64_t kMaxGridY = 65535;
 
+// Where a kernel is compiled: the sources of `stationary` may be for other architectures than the others
+// (cmake/cuda.cmake), and a symbol that both have would be the code of one of them for both.
+enum class Sources { all, stationary };
+
 // Rows beyond the grid's second axis go on along its third, which holds more rows than fit in a GPU's memory. No thread
 // has a second row: a loop here made the compiler keep addresses in registers across it until it spilled.
-template <class Functor>
+template <class Functor, Sources>
 __global__ void __launch_bounds__(kForEachThreads, 8)
     for_each_kernel(int64_t rows, int64_t columns, const __grid_constant__ Functor functor) {
   int64_t const row = device::grid_thread_yz(), column = device::grid_thread_x();
@@ -29,6 +33,7 @@ inline constexpr size_t kPortableSharedBytes = 48 * 1024;
 inline constexpr int kPortableCluster = 8;
 
 // One stream of a GPU: runs functor(row, column) for all rows x columns, in any order, and launches kernels.
+template <Sources SOURCES>
 class CudaForEach {
  public:
   explicit CudaForEach(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
@@ -45,7 +50,7 @@ class CudaForEach {
     config.gridDim = dim3(static_cast<unsigned>((columns + width - 1) / width), static_cast<unsigned>(blocks_y),
                           static_cast<unsigned>((blocks + blocks_y - 1) / blocks_y));
     config.stream = stream_;
-    check(cudaLaunchKernelEx(&config, for_each_kernel<Functor>, rows, columns, functor));
+    check(cudaLaunchKernelEx(&config, for_each_kernel<Functor, SOURCES>, rows, columns, functor));
   }
 
   template <class Args>

@@ -11,7 +11,7 @@ namespace rnnkern {
 namespace {
 
 // Compiled for the same architectures as the sweep kernels, whose place it takes in questions to the driver.
-constexpr auto kProbe = for_each_kernel<stationary::ZeroQuads>;
+constexpr auto kProbe = for_each_kernel<stationary::ZeroQuads, Sources::stationary>;
 
 int attribute(cudaDeviceAttr name, int device) {
   int value = 0;

@@ -6,7 +6,7 @@ namespace rnnkern::stationary {
 
 void forward(const LstmCell& cell, const Problem& problem, const std::vector<Group>& groups, const Choice& choice,
              CudaPlatform& platform) {
-  run_forward(cell, problem, groups, platform, CudaForEach(platform.stream()), choice);
+  run_forward(cell, problem, groups, platform, CudaForEach<Sources::stationary>(platform.stream()), choice);
 }
 
 }  // namespace rnnkern::stationary
