@@ -302,6 +302,28 @@ void store_without_clusters(Args args) {
   args.out[thread_index()] = static_cast<uint32_t>(thread_index());
 }
 
+// An mbarrier orders shared memory alone between blocks: what lies in global memory needs a flag or a cluster_sync.
+template <bool faulty>
+void global_behind_an_mbarrier(Args args) {
+  auto const barriers = carve<uint64_t>(512, 1);
+  auto const memory = Global<Quad>{args.exchange};
+  if (thread_index() == 0) {
+    mbarrier_init(barriers, 0, 1);
+    mbarrier_init_done();
+  }
+  cluster_sync();
+  if (cluster_rank() == 0) memory.st(thread_index(), quad(index()));
+  if (cluster_rank() == 0) {
+    sync_warp();
+    if (thread_index() == 0) mbarrier_arrive(barriers, 0, 1);
+  } else {
+    mbarrier_wait(barriers, 0, 0);
+  }
+  if (!faulty) cluster_sync();
+  if (cluster_rank() == 1) args.out[thread_index()] = memory.ld(thread_index()).word[0];
+  cluster_sync();
+}
+
 template <Send wrong, bool faulty>
 void send_wrongly(Args args) {
   send_over<faulty ? wrong : Send::right>(args);

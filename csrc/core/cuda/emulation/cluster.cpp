@@ -45,7 +45,7 @@ void Machine::announce_mbarriers(Site) {
 void Machine::expect_mbarrier(uint32_t address, uint32_t bytes, Site site) {
   Thread& thread = self();
   Mbarrier& mbarrier = mbarrier_at(*thread.owner, address, site);
-  if (races_ && !thread.clock.snapshot().knows(mbarrier.clock.made)) {
+  if (races_ && !thread.clock.snapshot().knows(mbarrier.clock.made, Space::shared)) {
     fail_at("uses an mbarrier that another thread initialised, with nothing in between", site);
   }
   mbarrier.bytes += bytes;
@@ -55,7 +55,7 @@ void Machine::expect_mbarrier(uint32_t address, uint32_t bytes, Site site) {
 void Machine::arrive_remote(uint32_t address, int rank, Site site) {
   Block& block = block_of_cluster(rank, "arrives at", site);
   Mbarrier& mbarrier = mbarrier_at(block, address, site);
-  if (races_ && (!mbarrier.announced || !self().clock.snapshot().knows(mbarrier.clock.made))) {
+  if (races_ && (!mbarrier.announced || !self().clock.snapshot().knows(mbarrier.clock.made, Space::shared))) {
     fail_at("arrives at block " + std::to_string(block.index) +
                 ", whose mbarrier may not be initialised yet: mbarrier_init_done and cluster_sync must come between",
             site);
@@ -69,7 +69,7 @@ void Machine::arrive(Mbarrier& mbarrier, Site site) {
                 std::to_string(mbarrier.arrivals) + " times in phase " + std::to_string(mbarrier.phase),
             site);
   }
-  if (races_) races_->gather(mbarrier.clock, self().clock);
+  if (races_) races_->gather(mbarrier.clock, self().clock, mbarrier.owner == self().owner);
   --mbarrier.pending;
   complete_if_done(mbarrier);
 }
@@ -92,7 +92,7 @@ Block& Machine::block_of_cluster(int rank, const char* what, Site site) {
 void Machine::wait_mbarrier(uint32_t address, int parity, Site site) {
   Thread& thread = self();
   Mbarrier& mbarrier = mbarrier_at(*thread.owner, address, site);
-  if (races_ && !thread.clock.snapshot().knows(mbarrier.clock.made)) {
+  if (races_ && !thread.clock.snapshot().knows(mbarrier.clock.made, Space::shared)) {
     fail_at("uses an mbarrier that another thread initialised, with nothing in between", site);
   }
   while (static_cast<int>(mbarrier.phase % 2) == parity) {
@@ -112,10 +112,7 @@ void Machine::complete_if_done(Mbarrier& mbarrier) {
   }
   ++mbarrier.phase;
   mbarrier.pending = mbarrier.arrivals;
-  if (races_) {
-    mbarrier.clock.gathered.add({mbarrier.clock.who, mbarrier.phase});
-    mbarrier.clock.completed = std::make_shared<const Known>(mbarrier.clock.gathered);
-  }
+  if (races_) races_->complete(mbarrier.clock, mbarrier.phase);
   for (Thread* waiting : mbarrier.waiting) wake(*waiting);
   mbarrier.waiting.clear();
   spins_ = 0;
@@ -131,7 +128,7 @@ void Machine::store_remote(uint32_t to, int rank, const uint32_t (&word)[4], uin
   if (races_) {
     store.issued = thread.clock.snapshot();
     ++thread.clock.now;
-    if (!target.announced || !store.issued.knows(target.clock.made)) {
+    if (!target.announced || !store.issued.knows(target.clock.made, Space::shared)) {
       fail_at("stores to block " + std::to_string(store.block) +
                   ", whose mbarrier may not be initialised yet: mbarrier_init_done and cluster_sync must come between",
               site);

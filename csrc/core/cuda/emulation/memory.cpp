@@ -14,9 +14,9 @@ void Machine::access_shared(uint32_t address, uint32_t bytes, bool write, Site s
   Thread& thread = self();
   Cell* const cells = thread.owner->shadow->at(address);
   if (write) {
-    races_->write(cells, bytes, thread.clock, Races::Kind::plain, site);
+    races_->write(cells, bytes, thread.clock, Space::shared, Races::Kind::plain, site);
   } else {
-    races_->read(cells, bytes, thread.clock, Races::Kind::plain, site);
+    races_->read(cells, bytes, thread.clock, Space::shared, Races::Kind::plain, site);
   }
 }
 
@@ -25,15 +25,16 @@ void Machine::access_global(const void* address, uint32_t bytes, bool write, Sit
   if (write) {
     spins_ = 0;
     if (races_)
-      races_->write(races_->global(reinterpret_cast<uintptr_t>(address)), bytes, thread.clock, Races::Kind::plain,
-                    site);
+      races_->write(races_->global(reinterpret_cast<uintptr_t>(address)), bytes, thread.clock, Space::global,
+                    Races::Kind::plain, site);
     return;
   }
   thread.same_loads = address == thread.last_load ? thread.same_loads + 1 : 0;
   thread.last_load = address;
   if (thread.same_loads >= kPatience) spin(site);
   if (races_)
-    races_->read(races_->global(reinterpret_cast<uintptr_t>(address)), bytes, thread.clock, Races::Kind::relaxed, site);
+    races_->read(races_->global(reinterpret_cast<uintptr_t>(address)), bytes, thread.clock, Space::global,
+                 Races::Kind::relaxed, site);
 }
 
 // --- Asynchronous copies: they land at the wait, and may have landed at any time before ---
@@ -43,7 +44,8 @@ void Machine::begin_copy(uint32_t to, const void* from, Site site) {
   ++statistics_.copies;
   Copy copy = {to, static_cast<const unsigned char*>(from), site, {}};
   if (races_) {
-    races_->read(races_->global(reinterpret_cast<uintptr_t>(from)), 16, thread.clock, Races::Kind::plain, site);
+    races_->read(races_->global(reinterpret_cast<uintptr_t>(from)), 16, thread.clock, Space::global, Races::Kind::plain,
+                 site);
     copy.begun = thread.clock.snapshot();
     ++thread.clock.now;  // what the thread itself does to either side from here on is not before the copy
   }
@@ -55,7 +57,7 @@ void Machine::finish_copies(Site) {
   for (Copy const& copy : thread.copies) {
     if (races_) {
       Cell* const source = races_->global(reinterpret_cast<uintptr_t>(copy.from));
-      races_->read(source, 16, thread.clock, Races::Kind::plain, copy.site);
+      races_->read(source, 16, thread.clock, Space::global, Races::Kind::plain, copy.site);
       races_->write_since(thread.owner->shadow->at(copy.to), 16, copy.begun, {thread.clock.who, thread.clock.now},
                           copy.site);
     }
@@ -72,7 +74,8 @@ void Machine::release_flag(uint32_t* flag, uint32_t value, Site site) {
   *flag = value;
   Flag& state = flags_[flag];
   if (races_) {
-    races_->write(races_->global(reinterpret_cast<uintptr_t>(flag)), 4, thread.clock, Races::Kind::strong, site);
+    races_->write(races_->global(reinterpret_cast<uintptr_t>(flag)), 4, thread.clock, Space::global,
+                  Races::Kind::strong, site);
     state.release = {thread.clock.snapshot(), true};
     ++thread.clock.now;
   }

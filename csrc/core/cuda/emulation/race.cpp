@@ -31,23 +31,35 @@ void Known::add(const Known& other) {
   for (size_t i = 0; i < other.when.size(); ++i) to[i] = std::max(to[i], other.when[i]);
 }
 
-bool Snapshot::knows(Epoch epoch) const {
+bool Snapshot::knows(Epoch epoch, Space space) const {
   if (epoch.who == own.who) return epoch.when <= own.when;
-  return past != nullptr && past->of(epoch.who) >= epoch.when;
+  return pasts.know(epoch, space);
 }
 
 namespace {
 
-bool knows(const ThreadClock& clock, Epoch epoch) {
-  return epoch.who == clock.who || (clock.past != nullptr && clock.past->of(epoch.who) >= epoch.when);
+bool knows(const ThreadClock& clock, Epoch epoch, Space space) {
+  return epoch.who == clock.who || clock.pasts.know(epoch, space);
 }
 
-bool knows_all(const ThreadClock& clock, const Readers& readers) {
+bool knows_all(const ThreadClock& clock, const Readers& readers, Space space) {
   if (readers.when == 0) return true;
   for (uint32_t lanes = readers.lanes; lanes != 0; lanes &= lanes - 1) {
-    if (!knows(clock, {readers.first + static_cast<uint32_t>(std::countr_zero(lanes)), readers.when})) return false;
+    Epoch const epoch = {readers.first + static_cast<uint32_t>(std::countr_zero(lanes)), readers.when};
+    if (!knows(clock, epoch, space)) return false;
   }
   return true;
+}
+
+void add(Past& to, const Past& from) {
+  if (from == nullptr || from == to) return;
+  if (to == nullptr) {
+    to = from;
+    return;
+  }
+  auto known = std::make_shared<Known>(*to);
+  known->add(*from);
+  to = known;
 }
 
 }  // namespace
@@ -56,41 +68,52 @@ bool knows_all(const ThreadClock& clock, const Readers& readers) {
 
 void Races::join_all(std::span<ThreadClock* const> threads) {
   auto known = std::make_shared<Known>();
+  Past shared;
   const Known* last = nullptr;
   for (const ThreadClock* thread : threads) {
-    if (thread->past != nullptr && thread->past.get() != last) known->add(*thread->past);
-    last = thread->past.get();
+    const Known* const past = thread->pasts.past.get();
+    if (past != nullptr && past != last) known->add(*past);
+    last = past;
+    add(shared, thread->pasts.shared);
   }
   for (const ThreadClock* thread : threads) known->add({thread->who, thread->now});
   for (ThreadClock* thread : threads) {
-    thread->past = known;
+    thread->pasts = {known, shared};
     ++thread->now;
   }
 }
 
 void Races::acquire(ThreadClock& thread, const Snapshot& from) {
-  if (knows(thread, from.own)) return;
-  auto known = thread.past == nullptr ? std::make_shared<Known>() : std::make_shared<Known>(*thread.past);
-  if (from.past != nullptr && from.past != thread.past) known->add(*from.past);
+  if (knows(thread, from.own, Space::global)) return;
+  Past& past = thread.pasts.past;
+  auto known = past == nullptr ? std::make_shared<Known>() : std::make_shared<Known>(*past);
+  if (from.pasts.past != nullptr && from.pasts.past != past) known->add(*from.pasts.past);
   known->add(from.own);
-  thread.past = known;
+  past = known;
+  add(thread.pasts.shared, from.pasts.shared);
 }
 
-void Races::acquire(ThreadClock& thread, const Past& from) {
-  if (from == nullptr || from == thread.past) return;
-  if (thread.past == nullptr) {
-    thread.past = from;
-    return;
+void Races::acquire(ThreadClock& thread, const Pasts& from) {
+  add(thread.pasts.past, from.past);
+  add(thread.pasts.shared, from.shared);
+}
+
+void Races::gather(PhaseClock& clock, ThreadClock& arriving, bool of_own_block) {
+  Epoch const own = {arriving.who, arriving.now};
+  auto const& [past, shared] = arriving.pasts;
+  if (past != nullptr) clock.gathered.add(*past);
+  if (shared != nullptr) clock.gathered.add(*shared);
+  clock.gathered.add(own);
+  if (of_own_block) {
+    if (past != nullptr) clock.of_own_block.add(*past);
+    clock.of_own_block.add(own);
   }
-  auto known = std::make_shared<Known>(*thread.past);
-  known->add(*from);
-  thread.past = known;
+  ++arriving.now;
 }
 
-void Races::gather(PhaseClock& clock, ThreadClock& arriving) {
-  if (arriving.past != nullptr) clock.gathered.add(*arriving.past);
-  clock.gathered.add({arriving.who, arriving.now});
-  ++arriving.now;
+void Races::complete(PhaseClock& clock, uint32_t phase) {
+  clock.gathered.add({clock.who, phase});
+  clock.completed = {std::make_shared<const Known>(clock.of_own_block), std::make_shared<const Known>(clock.gathered)};
 }
 
 // --- Accesses ---
@@ -103,23 +126,23 @@ Cell* Races::global(uintptr_t address) {
   return shadow->at(address % kPage);
 }
 
-void Races::read(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind, Site site) {
+void Races::read(Cell* cells, uint32_t bytes, const ThreadClock& by, Space space, Kind kind, Site site) {
   uint32_t const first = by.who - by.lane;
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
-    if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch) && !(cell->strong && kind != Kind::plain)) {
+    if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch, space) && !(cell->strong && kind != Kind::plain)) {
       report({{by.who, by.now}, site}, "reads memory", cell->write, "write");
     }
     if (cell->read.first == first && cell->read.when == by.now) {
       cell->read.lanes |= uint32_t{1} << by.lane;
-    } else if (cell->more == 0 && knows_all(by, cell->read)) {
+    } else if (cell->more == 0 && knows_all(by, cell->read, space)) {
       cell->read = {first, by.now, uint32_t{1} << by.lane, site};
     } else {
-      add_reader(*cell, by, site);
+      add_reader(*cell, by, space, site);
     }
   }
 }
 
-void Races::add_reader(Cell& cell, const ThreadClock& by, Site site) {
+void Races::add_reader(Cell& cell, const ThreadClock& by, Space space, Site site) {
   if (cell.more == 0) {
     if (free_readers_.empty()) {
       readers_.emplace_back();
@@ -137,7 +160,7 @@ void Races::add_reader(Cell& cell, const ThreadClock& by, Site site) {
   }
   Readers const own = {first, by.now, uint32_t{1} << by.lane, site};
   for (Readers& readers : list) {
-    if (!knows_all(by, readers)) continue;
+    if (!knows_all(by, readers, space)) continue;
     readers = own;
     return;
   }
@@ -167,14 +190,14 @@ void Races::check_readers(const Cell& cell, const Access& writer, const char* wh
   for (const Readers& readers : readers_[cell.more - 1]) check(readers);
 }
 
-void Races::write(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind, Site site) {
+void Races::write(Cell* cells, uint32_t bytes, const ThreadClock& by, Space space, Kind kind, Site site) {
   Access const access = {{by.who, by.now}, site};
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
     if (kind != Kind::strong) {
-      if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch)) {
+      if (cell->write.epoch.when != 0 && !knows(by, cell->write.epoch, space)) {
         report(access, "writes memory", cell->write, "write");
       }
-      check_readers(*cell, access, "writes memory", [&](Epoch epoch) { return knows(by, epoch); });
+      check_readers(*cell, access, "writes memory", [&](Epoch epoch) { return knows(by, epoch, space); });
     }
     cell->write = access;
     cell->strong = kind == Kind::strong;
@@ -186,8 +209,9 @@ void Races::write_since(Cell* cells, uint32_t bytes, const Snapshot& begun, Epoc
   constexpr char kWhat[] = "writes memory asynchronously";
   Access const from = {begun.own, site};
   for (Cell* cell = cells; cell < cells + bytes / 2; ++cell) {
-    if (cell->write.epoch.when != 0 && !begun.knows(cell->write.epoch)) report(from, kWhat, cell->write, "write");
-    check_readers(*cell, from, kWhat, [&](Epoch epoch) { return begun.knows(epoch); });
+    auto const known = [&](Epoch epoch) { return begun.knows(epoch, Space::shared); };
+    if (cell->write.epoch.when != 0 && !known(cell->write.epoch)) report(from, kWhat, cell->write, "write");
+    check_readers(*cell, from, kWhat, known);
     cell->write = {as, site};
     cell->strong = false;
     clear_readers(*cell);

@@ -1,6 +1,8 @@
 // Finds two accesses to the same memory, one of them a write, that nothing orders: not a barrier, not a sync_warp, not
 // an mbarrier, not a flag's release that the other side acquired. Emulated threads take turns and never see what is out
-// of order, so order is reckoned: each thread knows how far into every other thread's past it can see.
+// of order, so order is reckoned: each thread knows how far into every other thread's past it can see. An mbarrier
+// orders shared memory alone between blocks, as it does on the device (see primitives.cuh): global memory that one
+// block writes and another reads behind it is a race.
 #pragma once
 
 #include <cstdint>
@@ -35,25 +37,36 @@ struct Known {
 };
 using Past = std::shared_ptr<const Known>;
 
+enum class Space { global, shared };
+
+// What is known of all memory, and what of shared memory alone beside that.
+struct Pasts {
+  Past past, shared;
+  bool know(Epoch epoch, Space space) const {
+    if (past != nullptr && past->of(epoch.who) >= epoch.when) return true;
+    return space == Space::shared && shared != nullptr && shared->of(epoch.who) >= epoch.when;
+  }
+};
+
 // What a thread knew at a moment, its own past included.
 struct Snapshot {
-  Past past;
+  Pasts pasts;
   Epoch own;
-  bool knows(Epoch epoch) const;
+  bool knows(Epoch epoch, Space space) const;
 };
 
 struct ThreadClock {
   uint32_t who = 0, now = 1;
   uint32_t lane = 0;  // who - lane is the first of its warp
-  Past past;
-  Snapshot snapshot() const { return {past, {who, now}}; }
+  Pasts pasts;
+  Snapshot snapshot() const { return {pasts, {who, now}}; }
 };
 
 struct PhaseClock {
   uint32_t who = 0;
-  Epoch made;      // its mbarrier_init
-  Known gathered;  // from the arrivals
-  Past completed;  // as it was when the last phase ended
+  Epoch made;                    // its mbarrier_init
+  Known gathered, of_own_block;  // from all arrivals, and from those of its own block
+  Pasts completed;               // as it was when the last phase ended
 };
 
 // What a flag's last release passes on.
@@ -102,17 +115,18 @@ class Races {
 
   // Each access throws Error where it is in a race.
   enum class Kind { plain, relaxed, strong };
-  void read(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind, Site site);
-  void write(Cell* cells, uint32_t bytes, const ThreadClock& by, Kind kind, Site site);
-  // A write that may have happened at any moment since `begun`, and is `as` to those who look later.
+  void read(Cell* cells, uint32_t bytes, const ThreadClock& by, Space space, Kind kind, Site site);
+  void write(Cell* cells, uint32_t bytes, const ThreadClock& by, Space space, Kind kind, Site site);
+  // A write to shared memory that may have happened at any moment since `begun`, and is `as` to those who look later.
   void write_since(Cell* cells, uint32_t bytes, const Snapshot& begun, Epoch as, Site site);
   Cell* global(uintptr_t address);
 
   // Order.
   void join_all(std::span<ThreadClock* const> threads);
   void acquire(ThreadClock& thread, const Snapshot& from);
-  void acquire(ThreadClock& thread, const Past& from);
-  void gather(PhaseClock& clock, ThreadClock& arriving);
+  void acquire(ThreadClock& thread, const Pasts& from);
+  void gather(PhaseClock& clock, ThreadClock& arriving, bool of_own_block);
+  void complete(PhaseClock& clock, uint32_t phase);
 
  private:
   std::string name(Epoch epoch) const;
@@ -121,7 +135,7 @@ class Races {
                            const char* earlier_what) const;
   template <class Known>
   void check_readers(const Cell& cell, const Access& writer, const char* what, Known knows) const;
-  void add_reader(Cell& cell, const ThreadClock& by, Site site);
+  void add_reader(Cell& cell, const ThreadClock& by, Space space, Site site);
   void clear_readers(Cell& cell);
 
   static constexpr uintptr_t kPage = 4096;
