@@ -81,17 +81,20 @@ def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
         return "its forward is replaced on the instance"
     if COMPILED in vars(module):
         return "it is compiled; compile it after the conversion"
-    taken = sorted(vars(module).keys() & _own_names(_SWAPPED[cls]))
-    if taken:
-        return f"its attribute {taken[0]!r} means something else there"
+    if reason := other_meaning(module):
+        return reason
     swapped[module] = _recast(module, _SWAPPED[cls])
     _rebind_hooks(swapped[module])
     return None
 
 
-def _own_names(cls: type[nn.Module]) -> frozenset[str]:
-    """The attributes that a class of this library reads and torch's does not have."""
-    return frozenset(dir(cls)) - frozenset(dir(_TORCH[cls])) - {"nonlinearity"}
+def other_meaning(module: nn.Module) -> str | None:
+    """Why a torch.nn layer or cell cannot be swapped: somebody gave it an attribute that this library's class reads."""
+    cls = plain_class(module)
+    if cls not in _SWAPPED:
+        return None
+    taken = vars(module).keys() & (set(dir(_SWAPPED[cls])) - set(dir(cls)) - {"nonlinearity"})
+    return f"its attribute {min(taken)!r} means something else there" if taken else None
 
 
 def as_ours(module: nn.Module) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import cells, functional, int8, modules
-from rnnkern.convert import as_ours, check_is_module, plain_class, replace
+from rnnkern.convert import as_ours, check_is_module, other_meaning, plain_class, replace
 
 
 class QuantizedLayer(nn.Module):
@@ -128,6 +128,8 @@ def _why_not(module: nn.Module) -> str | None:
         return "its forward is replaced on the instance"
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has hooks, which would be lost"
+    if reason := other_meaning(module):
+        return reason
     for parameter in module.parameters():
         if parameter.dtype != torch.float32 or not parameter.is_cpu:
             return f"its parameters are of {parameter.dtype} on {parameter.device}, expected torch.float32 on the CPU"

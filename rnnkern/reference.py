@@ -123,6 +123,7 @@ def layer(
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
     if h_0 is None:
+        assert c_0 is None
         hidden = weights[0].shape[0] // GATES[cell]
         projection = per_direction % 2 == 1
         h_0 = x.new_zeros(directions, batch, weights[per_direction - 1].shape[0] if projection else hidden)

@@ -69,7 +69,7 @@ def test_a_captured_call_replays_with_other_values(name, schedule, forced):
             for key, other in schedule_of(schedule).items():
                 keywords[key].copy_(other)
             graph.replay()
-            assert_close(results, layer(x, **keywords))
+            assert_close(results, layer(x, **keywords), dtype)
 
 
 @every_schedule
@@ -96,14 +96,14 @@ def test_a_captured_training_step_replays(name, schedule, forced):
         x.copy_(torch.randn_like(x))
         graph.replay()
         step(alone, other_optimizer)
-    assert_close(list(layer.parameters()), list(alone.parameters()), gradient=True)
+    assert_close(list(layer.parameters()), list(alone.parameters()), dtype, gradient=True)
 
 
-@pytest.mark.parametrize("exchange", ["block", "cluster", "grid"])
-def test_layers_on_parallel_branches_of_a_graph(exchange):
+def test_layers_on_parallel_branches_of_a_graph(forced):
     """Each of a grid's sweeps needs all its blocks at once, beside another one's."""
-    x, streams = padded(torch.float32, "cuda"), [torch.cuda.Stream() for _ in range(2)]
-    layers = [pair("LSTM", 5, 256, dtype=torch.float32, device="cuda")[0] for _ in streams]
+    size, dtype = forced
+    x, streams = padded(dtype, "cuda"), [torch.cuda.Stream() for _ in range(2)]
+    layers = [pair("LSTM", 5, size, dtype=dtype, device="cuda")[0] for _ in streams]
     graph = torch.cuda.CUDAGraph()
 
     def run():
@@ -116,13 +116,13 @@ def test_layers_on_parallel_branches_of_a_graph(exchange):
             start.wait_stream(stream)
         return results
 
-    with torch.no_grad(), rnnkern.strategy(f"stationary:{exchange}"):
+    with torch.no_grad():
         warmed_up(run)
         with torch.cuda.graph(graph):
             results = run()
         x.copy_(torch.randn_like(x))
         graph.replay()
-        assert_close(results, [layer(x)[0] for layer in layers])
+        assert_close(results, [layer(x)[0] for layer in layers], dtype)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -137,8 +137,8 @@ def test_graphed_callables_of_layers(name, training, forced):
     for _ in range(2):
         other = torch.randn_like(x).requires_grad_()
         found, expected = outputs_and_gradients(graphed, other), outputs_and_gradients(alone, other)
-        assert_close(found[0], expected[0])
-        assert_close(found[1], expected[1], gradient=True)
+        assert_close(found[0], expected[0], dtype)
+        assert_close(found[1], expected[1], dtype, gradient=True)
 
 
 @every_layer
@@ -195,8 +195,8 @@ def test_work_goes_to_the_current_stream(name, schedule, forced):
         late.copy_(x)
         found = outputs_and_gradients(layer, late.requires_grad_(), **keywords)
     stream.synchronize()
-    assert_close(found[0], expected[0])
-    assert_close(found[1], expected[1], gradient=True)
+    assert_close(found[0], expected[0], dtype)
+    assert_close(found[1], expected[1], dtype, gradient=True)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

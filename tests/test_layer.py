@@ -357,3 +357,14 @@ def test_cell_states_are_given_where_they_are_wanted(cell, device):
     assert autograd.layer(**arguments)[3] is None
     wanted = autograd.layer(**arguments, want_cells=True)[3]
     assert (wanted is not None) == (cell == "lstm")
+
+
+@pytest.mark.parametrize(("schedule", "missing", "message"), [
+    ("plain", ("h_0",), "c_0: expected None without h_0, got a tensor"),
+    ("plain", ("c_0",), "c_0: expected a tensor for cell lstm"),
+    ("packed", ("h_0", "c_0"), "h_0: expected a tensor with batch_sizes, got None"),
+])  # fmt: skip
+def test_states_that_do_not_come_together_are_refused(schedule, missing, message, device):
+    one = problem("lstm", schedule, device=device)
+    with pytest.raises(ValueError, match=message):
+        autograd.layer(**{**one.tensors, **dict.fromkeys(missing)}, **one.options)

@@ -280,6 +280,8 @@ def test_what_cannot_be_quantised_is_named_and_left():
     model = torch.nn.ModuleDict(
         {"own": Own(4, 4), "cell": torch.nn.LSTMCell(4, 4), "in_double": rnnkern.RNN(4, 4).double(), "hooked": hooked}
     )
+    model["named"] = torch.nn.LSTM(4, 4)
+    model["named"].zoneout = 0.1
     with pytest.warns(UserWarning, match="quantize_dynamic left as they are") as caught:
         quantised = rnnkern.quantize_dynamic(model)
     message = str(caught[0].message)

@@ -209,6 +209,8 @@ Layer::Layer(const LayerArguments& arguments) {
   TORCH_CHECK_VALUE(x.dim() == dimensions, "input: expected ", dimensions, " dimensions, got ", x.dim());
   bool const states = arguments.h_0 && arguments.h_0->defined();
   TORCH_CHECK_VALUE(states || !packed, "h_0: expected a tensor with batch_sizes, got None");
+  TORCH_CHECK_VALUE(states || !(arguments.c_0 && arguments.c_0->defined()),
+                    "c_0: expected None without h_0, got a tensor");
   TORCH_CHECK_VALUE(!states || arguments.h_0->dim() == lead + 3, "h_0: expected ", lead + 3, " dimensions, got ",
                     arguments.h_0->dim());
   members = ensemble ? x.size(0) : 1;
