@@ -293,8 +293,7 @@ def readable(symbols: list[str]) -> list[str]:
         for kind in ("Math", "Exchange"):
             for value, word in enumerate(enumerators(kind)):
                 name = re.sub(rf"\(rnnkern::stationary::{kind}\){value}\b", word, name)
-        name = re.sub(r", \(rnnkern::Sources\)\d", "", name)
-        name = re.sub(r"\bvoid |\(.*|rnnkern::(\w+::)*", "", name)
+        name = re.sub(r", \(rnnkern::Sources\)\d|\bvoid |\(.*|rnnkern::(\w+::)*", "", name)
         name = re.sub(r"^(forward|backward)_kernel<", r"stationary \1 ", name)
         first, second, *rest = re.sub(r"_kernel|[<>, ]+", " ", name).split() + ["", ""]
         names.append(" ".join([first, second, *(word.removesuffix("Cell").lower() for word in rest)]).strip())

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from rnnkern import autograd, checks, functional
+from rnnkern import autocast, autograd, checks
 from rnnkern.inference import infer
 
 
@@ -43,8 +43,8 @@ class RecurrentCell(torch.nn.RNNCellBase):
         if h is not None:
             h = self._row(x, h, "hidden0", batched)
             c = None if c is None else self._row(x, c, "hidden1", batched)
-        if functional.under_autocast(x):
-            x, h, c, weights = functional.autocast(x, h, c, weights, cache=True)
+        if autocast.applies_to(x):
+            x, h, c, weights = autocast.cast(x, h, c, weights, cache=True)
         checks.check_weights(x, weights)
         lstm = self.cell == "lstm"
         for state in (h, c):

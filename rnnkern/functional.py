@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import _C, autograd, checks, int8
+from rnnkern import autocast, autograd, checks, int8
 from rnnkern.inference import infer
 from rnnkern.reference import GATES
-from rnnkern.torch_private import transforms_active
 
 State = Any  # a tensor, or the pair (h, c) of an LSTM
 Weights = Sequence[Tensor] | int8.Weights
@@ -278,8 +276,8 @@ def _stack(
         weights.check(x)
         input_size, hidden, width = weights.input_size, weights.hidden_size, weights.state_size
     else:
-        if under_autocast(x):
-            x, h_0, c_0, weights = autocast(x, h_0, c_0, weights)
+        if autocast.applies_to(x):
+            x, h_0, c_0, weights = autocast.cast(x, h_0, c_0, weights)
         checks.check_weights(x, weights)
         a_layer = len(weights) // num_layers  # weights in a layer
         hidden, input_size = weights[0].shape[0] // GATES[cell], weights[0].shape[1]
@@ -373,38 +371,3 @@ def _draw(
         if cell_width > 0:
             zoneout_c = _uniform((*shape, cell_width), x) < zoneout
     return recurrent_mask, zoneout_h, zoneout_c
-
-
-def under_autocast(x: Tensor) -> bool:
-    """Whether a call on `x` computes in autocast's dtype; double stays double, as in torch."""
-    device = "cpu" if x.is_cpu else x.device.type
-    return device in checks.BACKENDS[:-1] and torch.is_autocast_enabled(device) and x.dtype != torch.float64
-
-
-def autocast(
-    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor], cache: bool = False
-) -> tuple[Tensor, Tensor | None, Tensor | None, Sequence[Tensor]]:
-    """Everything in autocast's dtype.
-
-    Args:
-        cache: parameters are cast once within autocast's region, as torch's cells have it, and not at every step, whose
-            copies would be kept for backward.
-    """
-    dtype = torch.get_autocast_dtype(x.device.type)
-
-    def cast(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
-
-    def cast_once(weight: Tensor) -> Tensor:
-        if type(weight) is Parameter and weight.requires_grad:
-            found = _C.cached_cast(weight)
-            if found.requires_grad:  # else it was cast where no gradient was wanted
-                return found
-        return cast(weight)
-
-    h_0 = None if h_0 is None else cast(h_0)
-    c_0 = None if c_0 is None else cast(c_0)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms_active()
-    cast_weight = cast_once if cache and torch.is_grad_enabled() and not traced else cast
-    return cast(x), h_0, c_0, [cast_weight(weight) for weight in weights]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import _C, checks, functional, ops
+from rnnkern import _C, autocast, checks, ops
 from rnnkern._version import __version__
 from rnnkern.cells import RecurrentCell
 from rnnkern.modules import Recurrent
@@ -149,7 +149,7 @@ def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
     if device.type not in checks.BACKENDS[:-1]:
         raise RuntimeError(f"rnnkern has no kernels for device '{device}' in this build")
     dtype = x.dtype
-    if functional.under_autocast(x):
+    if autocast.applies_to(x):
         dtype = torch.get_autocast_dtype(device.type)
     elif not isinstance(layer, QuantizedLayer):
         checks.check_weights(x, list(layer.parameters()))

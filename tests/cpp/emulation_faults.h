@@ -312,8 +312,8 @@ void global_behind_an_mbarrier(Args args) {
     mbarrier_init_done();
   }
   cluster_sync();
-  if (cluster_rank() == 0) memory.st(thread_index(), quad(index()));
   if (cluster_rank() == 0) {
+    memory.st(thread_index(), quad(index()));
     sync_warp();
     if (thread_index() == 0) mbarrier_arrive(barriers, 0, 1);
   } else {
