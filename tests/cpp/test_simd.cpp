@@ -190,6 +190,40 @@ int check_shared_turns() {
   return cases;
 }
 
+// Weights that few rows read in 16 bits, and workers who were not granted, so that the others run more rows than that.
+int check_fewer_workers() {
+  struct Work {
+    int64_t B;
+    SimdRunner runner;
+  };
+  const Work kWork[] = {{2, {2, 1, Split::rows}}, {3, {3, 2, Split::rows}}, {8, {4, 1, Split::rows}}};
+  int cases = 0;
+  for (const CellName& cell : kCellNames) {
+    if (cell.kind == CellKind::rnn) continue;
+    for (Dtype dtype : {Dtype::bfloat16, Dtype::float16}) {
+      for (const Work& work : kWork) {
+        Case c;
+        c.seed = static_cast<uint64_t>(++cases);
+        Setting& s = c.setting;
+        s.cell = cell.kind;
+        c.dtype = dtype;
+        s.T = 3, s.B = work.B, s.I = 2, s.H = cases % 2 == 0 ? 96 : 129;
+        c.mode = Mode::save;
+        Random random(c.seed + 6000);
+        set_rows(c, Rows::plain, random);
+        set_name(c, cell.name, Rows::plain);
+        Check check(c);
+        for (const std::string& isa : cpu_isas()) {
+          set_cpu_isa(isa);
+          if (check.run(work.runner) != check.run(kAlone))
+            fail(c, work.runner.name() + ": other bits than one worker's");
+        }
+      }
+    }
+  }
+  return cases;
+}
+
 // More gates than forward makes at a time (2^18), in turns that differ in their number of steps. In float64, since the
 // rounding of a narrower type grows from step to step.
 int check_long_sequences() {
@@ -214,7 +248,7 @@ int check_long_sequences() {
 
 int main() {
   int cases = for_each_case(Backend::cpu, 6, [](const Case& c) { check_case(c, 2); });
-  cases += check_sizes() + check_long_sums() + check_shared_turns() + check_long_sequences();
+  cases += check_sizes() + check_long_sums() + check_shared_turns() + check_fewer_workers() + check_long_sequences();
   std::printf("simd equals its definition, and its own bits, in %d cases\n", cases);
   return 0;
 }

@@ -215,14 +215,13 @@ class PackedGemm {
     for (int j = 0; j < columns; ++j) {
       int64_t const column = column_at(p) + j * V::lanes;
       int const count = int(std::min<int64_t>(n - column, V::lanes));
-      P* const out = panel + j * V::lanes;
+      Column<P> const to{panel + j * V::lanes, columns * V::lanes};
       if (b.transposed) {
         const T* const first = b.data + column * b.stride + block.b;
-        pack_transposed<P, T>([&](int lane) { return first + lane * b.stride; }, count, block.depth, out,
-                              columns * V::lanes, b.stride == block.depth ? first + V::lanes * b.stride : nullptr);
+        pack_transposed<T>([&](int lane) { return first + lane * b.stride; }, count, block.depth, to,
+                           b.stride == block.depth ? first + V::lanes * b.stride : nullptr);
       } else {
-        pack_rows<P, T>([&](int64_t i) { return b.data + (block.b + i) * b.stride + column; }, count, block.depth, out,
-                        columns * V::lanes);
+        pack_rows<T>([&](int64_t i) { return b.data + (block.b + i) * b.stride + column; }, count, block.depth, to);
       }
     }
   }

@@ -1,6 +1,6 @@
 // What the products multiply, by storage type T: values of the compute type; or, where the processor has dot products
 // of bfloat16 (RNNKERN_BF16_DOT), pairs: the values of two steps of k side by side, which it multiplies and adds at
-// once. Where it has none, weights that wait for memory lie in pairs too, and each is made a float32 when it is read.
+// once. Else weights in 16 bits that wait for memory stay in 16 bits, and each is made a float32 when it is read.
 #pragma once
 
 #include "vec.h"
@@ -10,7 +10,25 @@ namespace rnnkern::RNNKERN_ISA {
 struct Pair {
   BFloat16 of[2];
 };
-struct WidenedPair;  // a pair that is multiplied as two float32
+// Two steps of k in the 16 bits of T, each of which is multiplied as a float32.
+template <class T>
+struct Widened;
+template <>
+struct Widened<BFloat16> {  // a pair in each lane
+  Vec<float> pairs;
+  Widened() = default;
+  RNNKERN_INLINE explicit Widened(const float* p) : pairs(load<Vec<float>>(p)) {}
+  RNNKERN_INLINE Vec<float> first() const { return from_bits<Vec<float>>(bits(pairs) << 16); }
+  RNNKERN_INLINE Vec<float> second() const { return from_bits<Vec<float>>(bits(pairs) & int32_t(0xffff0000)); }
+};
+template <>
+struct Widened<Float16> {  // the first step of all lanes, then the second
+  const Float16* halves;
+  Widened() = default;
+  RNNKERN_INLINE explicit Widened(const float* p) : halves(reinterpret_cast<const Float16*>(p)) {}
+  RNNKERN_INLINE Vec<float> first() const { return load<Vec<float>>(halves); }
+  RNNKERN_INLINE Vec<float> second() const { return load<Vec<float>>(halves + Vec<float>::lanes); }
+};
 
 #if defined(RNNKERN_BF16_DOT)
 template <class T>
@@ -29,8 +47,8 @@ struct Packed {
   using Sum = P;
   static constexpr int together = 1, block = 1;
 };
-template <>
-struct Packed<WidenedPair> {
+template <class T>
+struct Packed<Widened<T>> {
   using Word = float;
   using Operand = float;
   using Sum = float;
@@ -47,13 +65,18 @@ struct Packed<Pair> {
   static constexpr int together = 2, block = 1;
 #endif
 };
-template <class P, class T = BFloat16>
+template <class P>
+constexpr bool is_widened = false;
+template <class T>
+constexpr bool is_widened<Widened<T>> = true;
+// Without an instruction for it, a float16 is better converted once.
+template <class T>
 constexpr bool can_be_widened =
-    std::is_same_v<P, packed_t<T>> && std::is_same_v<P, float> && std::is_same_v<T, BFloat16>;
+    sizeof(T) == 2 && std::is_same_v<packed_t<T>, float> && (std::is_same_v<T, BFloat16> || RNNKERN_VECTOR_BYTES > 16);
 template <class T>
 using operand_t = typename Packed<packed_t<T>>::Operand;
 template <class P>
-using sums_t = Vec<typename Packed<P>::Sum>;  // a vector of packed weights is held as one of these too
+using sums_t = Vec<typename Packed<P>::Sum>;  // a vector of packed weights is held as one of these too, unless Widened
 
 template <class P>
 constexpr int64_t packed_steps(int64_t depth) {
@@ -62,13 +85,33 @@ constexpr int64_t packed_steps(int64_t depth) {
 }
 
 template <class P>
-RNNKERN_INLINE sums_t<P> load_packed(const typename Packed<P>::Word* p) {
-  return sums_t<P>(*reinterpret_cast<const typename sums_t<P>::InMemory*>(p));
+RNNKERN_INLINE auto load_packed(const typename Packed<P>::Word* p) {
+  if constexpr (is_widened<P>)
+    return P(p);
+  else
+    return sums_t<P>(*reinterpret_cast<const typename sums_t<P>::InMemory*>(p));
 }
 template <class P>
 RNNKERN_INLINE void store_packed(P* p, sums_t<P> a) {
   *reinterpret_cast<typename sums_t<P>::InMemory*>(p) = a.v;
 }
+
+// Where a vector column of a panel is packed, its steps `pitch` apart.
+template <class P>
+struct Column {
+  using Weight = P;
+  P* out;
+  int64_t pitch;
+  RNNKERN_INLINE void put(int64_t step, sums_t<P> a) const { store_packed(out + step * pitch, a); }
+};
+struct ColumnOfHalves {  // for Widened<Float16>
+  using Weight = float;
+  float* out;
+  int64_t pitch;
+  RNNKERN_INLINE void put(int64_t step, Vec<float> a) const {
+    store(reinterpret_cast<Float16*>(out + step / 2 * pitch) + step % 2 * Vec<float>::lanes, a);
+  }
+};
 
 // sum + x * w, for both values of a pair.
 template <class P>
@@ -79,7 +122,7 @@ RNNKERN_INLINE sums_t<P> multiply_add(sums_t<P> sum, sums_t<P> x, sums_t<P> w) {
 #endif
   return sum + x * w;
 }
-// An operand's values of two steps, or of the last one of an odd depth.
+// The same of what is Widened: an operand's values of two steps, or of the last one of an odd depth.
 struct TwoSteps {
   Vec<float> first, second;
 };
@@ -87,13 +130,12 @@ struct OneStep {
   Vec<float> first;
 };
 template <class P>
-RNNKERN_INLINE Vec<float> multiply_add(Vec<float> sum, OneStep x, Vec<float> pairs) {
-  return sum + x.first * from_bits<Vec<float>>(bits(pairs) << 16);
+RNNKERN_INLINE Vec<float> multiply_add(Vec<float> sum, OneStep x, P w) {
+  return sum + x.first * w.first();
 }
 template <class P>
-RNNKERN_INLINE Vec<float> multiply_add(Vec<float> sum, TwoSteps x, Vec<float> pairs) {
-  return multiply_add<P>(sum, OneStep{x.first}, pairs) +
-         x.second * from_bits<Vec<float>>(bits(pairs) & int32_t(0xffff0000));
+RNNKERN_INLINE Vec<float> multiply_add(Vec<float> sum, TwoSteps x, P w) {
+  return sum + x.first * w.first() + x.second * w.second();
 }
 
 // Step `s` of an operand in all lanes.
@@ -103,7 +145,7 @@ RNNKERN_INLINE auto broadcast(const typename Packed<P>::Operand* a, int64_t s) {
     int32_t pair;
     std::memcpy(&pair, a + 2 * s, sizeof pair);
     return from_bits<sums_t<P>>(pair - typename sums_t<P>::Bits{});
-  } else if constexpr (std::is_same_v<P, WidenedPair>) {
+  } else if constexpr (is_widened<P>) {
     return TwoSteps{Vec<float>(a[2 * s]), Vec<float>(a[2 * s + 1])};
   } else {
     return sums_t<P>(a[s]);

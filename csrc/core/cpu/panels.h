@@ -25,8 +25,9 @@ struct PanelSet {
   int64_t units = 0, heads = 1, depth = 0;
   Panel* panels = nullptr;
   P* data = nullptr;     // null: the weights are used once, where they lie
-  bool widened = false;  // what lies there are pairs of bfloat16
-  int64_t steps = 0;     // packed, of a panel
+  bool widened = false;  // what lies there is Widened
+  const Tile<P> (*tiles)[kMaxColumns + 1][kMaxRows + 1] = tile_table<P>.at;  // [streamed][columns][rows]
+  int64_t steps = 0;                                                         // packed, of a panel
   int count = 0;
   bool streamed = false;        // see kStreamedBytes
   bool streamed_alone = false;  // also where a tile takes all rows: see simd_asks_ahead()
@@ -59,8 +60,10 @@ struct PanelSet {
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
     int64_t const vectors = heads * (blocks * gates - spared);
     set.steps = packed_steps<P>(depth);
-    set.widened = can_be_widened<P, T> && few && vectors * lanes * set.steps * int64_t(sizeof(P)) > kFirstCacheBytes;
-    if (set.widened) set.steps = packed_steps<WidenedPair>(depth);
+    if constexpr (can_be_widened<T>) {
+      set.widened = few && vectors * lanes * set.steps * int64_t(sizeof(P)) > kFirstCacheBytes;
+      if (set.widened) set.steps = packed_steps<Widened<T>>(depth), set.tiles = tile_table<Widened<T>>.at;
+    }
     int64_t const column_size = lanes * set.steps, size = vectors * column_size;
     set.streamed = size * int64_t(sizeof(P)) > kStreamedBytes;
     set.streamed_alone = set.streamed && simd_asks_ahead();
@@ -98,19 +101,15 @@ struct PanelSet {
     int const before = c % panel.width;
     return data + panel.data + ((c - before) * steps + before) * lanes;
   }
-  // Tiles for these weights, by columns and rows.
-  const auto* tiles(bool asks_ahead) const {
-    if constexpr (can_be_widened<P>)
-      if (widened) return tile_table<WidenedPair>.at[asks_ahead];
-    return tile_table<P>.at[asks_ahead];
-  }
-  // Calls pack(P{}, out): column `c` of a panel is packed as P, here.
+  // Calls pack(to) with where column `c` of a panel is packed.
   template <class T, class Pack>
   void pack_column(Panel const& panel, int c, Pack pack) const {
+    using To = std::conditional_t<std::is_same_v<T, BFloat16>, Column<Pair>, ColumnOfHalves>;
     P* const out = column_at(panel, c);
-    if constexpr (can_be_widened<P, T>)
-      if (widened) return pack(Pair{}, reinterpret_cast<Pair*>(out));
-    pack(P{}, out);
+    int64_t const pitch = panel.width * lanes;
+    if constexpr (can_be_widened<T>)
+      if (widened) return pack(To{reinterpret_cast<typename To::Weight*>(out), pitch});
+    pack(Column<P>{out, pitch});
   }
 
   // Forward: weight [(gate, unit), k], gate rows `height` units apart.
@@ -122,10 +121,9 @@ struct PanelSet {
       for (int g = 0; g < gates; ++g) {
         const T* const first = weight + (g * height + panel.unit + s * lanes) * depth;
         const T* const next = g + 1 < gates ? first + height * depth : first + (lanes - g * height) * depth;
-        pack_column<T>(panel, s * gates + g, [&](auto as, auto* out) {
-          pack_transposed<decltype(as), T>([&](int lane) { return first + lane * depth; },
-                                           std::min(lanes, panel.units - s * lanes), depth, out, panel.width * lanes,
-                                           next);
+        pack_column<T>(panel, s * gates + g, [&](auto to) {
+          pack_transposed<T>([&](int lane) { return first + lane * depth; }, std::min(lanes, panel.units - s * lanes),
+                             depth, to, next);
         });
       }
     int g = 0, unit = 0;  // of the dense tail
@@ -136,9 +134,8 @@ struct PanelSet {
         row[count] = weight + (g * height + panel.unit + whole * lanes + unit) * depth;
         if (++unit == panel.tail) ++g, unit = 0;
       }
-      pack_column<T>(panel, c, [&](auto as, auto* out) {
-        pack_transposed<decltype(as), T>([&](int lane) { return row[lane]; }, count, depth, out, panel.width * lanes,
-                                         nullptr);
+      pack_column<T>(panel, c, [&](auto to) {
+        pack_transposed<T>([&](int lane) { return row[lane]; }, count, depth, to, nullptr);
       });
     }
   }
@@ -156,13 +153,13 @@ struct PanelSet {
     Panel const& panel = panels[p];
     int64_t const per_head = height / heads, column = panel.unit - panel.head * (units / heads);
     for (int s = 0; s < panel.blocks; ++s)
-      pack_column<T>(panel, s, [&](auto as, auto* out) {
-        pack_rows<decltype(as), T>(
+      pack_column<T>(panel, s, [&](auto to) {
+        pack_rows<T>(
             [&](int64_t k) {
               return weight + (k / per_head * height + panel.head * per_head + k % per_head) * width + column +
                      s * lanes;
             },
-            std::min(lanes, panel.units - s * lanes), depth, out, panel.width * lanes);
+            std::min(lanes, panel.units - s * lanes), depth, to);
       });
   }
 };
@@ -261,8 +258,8 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
     Panel const& panel = set.panels[range[p]];
     if (panel.width != width) {  // not for each: divisions take as long as a small tile
       width = panel.width;
-      tiles = TileRows(count, tile_rows(width));
-      of_rows = set.tiles(tiles.count > 1 ? set.streamed : set.streamed_alone)[width];
+      tiles = TileRows(count, set.widened ? std::min(tile_rows(width), kFewRows) : tile_rows(width));
+      of_rows = set.tiles[tiles.count > 1 ? set.streamed : set.streamed_alone][width];
       line_step = width * lanes * int64_t(sizeof(P));
       if (tiles.count > 1) line_step /= tiles.count;
     }

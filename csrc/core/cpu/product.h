@@ -72,12 +72,12 @@ void product_tile(const typename Packed<P>::Word* panel, int64_t depth, const ty
       for (int r = 0; r < ROWS; ++r) x[r] = value(row[r]);
 #pragma GCC unroll 8
       for (int c = 0; c < COLS; ++c) {
-        V const w = load_packed<P>(panel + c * V::lanes);
+        auto const w = load_packed<P>(panel + c * V::lanes);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) sum[r][c] = multiply_add<P>(sum[r][c], x[r], w);
       }
     } else {
-      V w[COLS];
+      decltype(load_packed<P>(panel)) w[COLS];
 #pragma GCC unroll 8
       for (int c = 0; c < COLS; ++c) w[c] = load_packed<P>(panel + c * V::lanes);
 #pragma GCC unroll 8
@@ -115,7 +115,7 @@ struct TileTable {
   template <int I>
   constexpr void fill() {
     constexpr int cols = I / kMaxRows + 1, rows = I % kMaxRows + 1;
-    if constexpr (cols * rows <= kMaxAccumulators && (rows <= kFewRows || !std::is_same_v<P, WidenedPair>)) {
+    if constexpr (cols * rows <= kMaxAccumulators && (rows <= kFewRows || !is_widened<P>)) {
       at[false][cols][rows] = &product_tile<P, cols, rows, false>;
       at[true][cols][rows] = &product_tile<P, cols, rows, true>;
     }
@@ -187,11 +187,12 @@ RNNKERN_INLINE void load_transposed(Row row, int count, int64_t s, int64_t depth
   transpose(block, std::make_index_sequence<lanes>{});
 }
 
-// One vector column of a panel from `count` <= lanes rows that are contiguous in k; out's steps are `pitch` apart.
-// `next`: rows that follow each other and are packed after these, or null. They are asked for in the order of memory,
-// which no prefetcher sees in what is read here: from the third cache, packing takes half the time.
-template <class P, class T, class Row>
-void pack_transposed(Row row, int count, int64_t depth, P* out, int64_t pitch, const T* next) {
+// One vector column of a panel from `count` <= lanes rows that are contiguous in k. `next`: rows that follow each other
+// and are packed after these, or null. They are asked for in the order of memory, which no prefetcher sees in what is
+// read here: from the third cache, packing takes half the time.
+template <class T, class Row, class To>
+void pack_transposed(Row row, int count, int64_t depth, To column, const T* next) {
+  using P = typename To::Weight;
   constexpr int lanes = sums_t<P>::lanes;
   constexpr int64_t read = lanes * lanes * Packed<P>::together;
   int64_t const steps = packed_steps<P>(depth);
@@ -204,7 +205,7 @@ void pack_transposed(Row row, int count, int64_t depth, P* out, int64_t pitch, c
     load_transposed<P, T>(row, count, s, depth, block);
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i)
-      if (s + i < steps) store_packed(out + (s + i) * pitch, block[i]);
+      if (s + i < steps) column.put(s + i, block[i]);
   }
 }
 
@@ -321,8 +322,8 @@ void pack_across(const typename Packed<P>::Operand* const* a, int rows, int64_t 
   constexpr int lanes = sums_t<P>::lanes;
   int64_t const pitch = vectors_across<P>(rows) * lanes;
   for (int r = 0; r < rows; r += lanes)
-    pack_transposed<P, typename Packed<P>::Operand>([&](int lane) { return a[r + lane]; }, std::min(lanes, rows - r),
-                                                    depth, out + r, pitch, nullptr);
+    pack_transposed<typename Packed<P>::Operand>([&](int lane) { return a[r + lane]; }, std::min(lanes, rows - r),
+                                                 depth, Column<P>{out + r, pitch}, nullptr);
 }
 
 // As product_unpacked, with what pack_across made of the rows.
@@ -363,11 +364,11 @@ void product_across(Weights weights, int columns, int64_t depth, const P* across
   }
 }
 
-// A panel's column from rows that are contiguous in the lanes: out[step][lane] holds row(k)[lane].
-template <class P, class T, class Row>
-void pack_rows(Row row, int count, int64_t depth, P* out, int64_t pitch) {
-  for (int64_t s = 0; s < packed_steps<P>(depth); ++s)
-    store_packed(out + s * pitch, load_columns<P, T>(row, s, depth, count));
+// The same from rows that are contiguous in the lanes: step k holds row(k).
+template <class T, class Row, class To>
+void pack_rows(Row row, int count, int64_t depth, To column) {
+  using P = typename To::Weight;
+  for (int64_t s = 0; s < packed_steps<P>(depth); ++s) column.put(s, load_columns<P, T>(row, s, depth, count));
 }
 
 }  // namespace rnnkern::RNNKERN_ISA
