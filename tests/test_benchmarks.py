@@ -124,6 +124,7 @@ def test_a_peer_that_crashes_is_reported_and_the_rest_is_measured(calls_before):
                 raise RuntimeError("peer has no more wishes\nsecond line")
             return right(i)
 
+        call.results = right.results
         return call
 
     count = itertools.count()

@@ -15,17 +15,20 @@ def data_of(output: Tensor | PackedSequence) -> Tensor:
     return output.data if isinstance(output, PackedSequence) else output
 
 
-def flat(output: Tensor | PackedSequence, state) -> list[Tensor]:
+def flat(raw: tuple) -> list[Tensor]:
+    """The tensors of ``(output, state)``."""
+    output, state = raw
     return [data_of(output), *(state if isinstance(state, tuple) else (state,))]
 
 
-def inference(layer: nn.Module, data: Data, **options) -> Callable[[int], list[Tensor]]:
+def inference(layer: nn.Module, data: Data, **options) -> Callable[[int], tuple]:
     inputs = [called for _, called in data.leaves()]
     count = len(inputs)
 
-    def call(i: int) -> list[Tensor]:
-        return flat(*layer(inputs[i % count], **options))
+    def call(i: int) -> tuple:
+        return layer(inputs[i % count], **options)
 
+    call.results = flat
     return call
 
 
@@ -42,12 +45,13 @@ def training(layer: nn.Module, data: Data, **options) -> Callable[[int], list[Te
     return call
 
 
-def step(function: Callable, inputs: list[Tensor], data: Data) -> Callable[[int], list[Tensor]]:
+def step(function: Callable, inputs: list[Tensor], data: Data) -> Callable[[int], tuple]:
     """``function(input, state) -> (output, state)``."""
     count = len(inputs)
     state = data.state if len(data.state) > 1 else data.state[0]
 
-    def call(i: int) -> list[Tensor]:
-        return flat(*function(inputs[i % count], state))
+    def call(i: int) -> tuple:
+        return function(inputs[i % count], state)
 
+    call.results = flat
     return call

@@ -34,7 +34,6 @@ def build(data: Data) -> Callable[[int], list[Tensor]]:
         "float32 alone": problem.dtype != "float32",
         "measured on the CPU alone": problem.device != "cpu",
         "no projection": problem.projection > 0,
-        "no packed sequences": problem.packed,
         "no reset mask": problem.reset > 0,
     }
     refuse(NAME, reasons)
@@ -44,15 +43,18 @@ def build(data: Data) -> Callable[[int], list[Tensor]]:
     options.inter_op_num_threads = 1
     # Its threads wait for the next call as long as the others' do, and not 50 to 90 ms, which a sample would wait for.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "2000")
-    model = onnx_model(data.layer, with_state=bool(data.state))
+    model = onnx_model(data.layer, with_state=bool(data.state), with_lengths=problem.packed)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
-    outputs = outputs_of(data)
+    outputs, state = outputs_of(data), dict(zip(["h_0", "c_0"], data.state, strict=False))
+    if problem.packed:  # here they stay padded, and no step behind a length is computed
+        state["lengths"] = data.lengths.int()
     bindings = []
     for x in data.inputs:
         binding = session.io_binding()
-        for name, tensor in zip(["x", "h_0", "c_0"], [x, *data.state], strict=False):
-            binding.bind_input(name, "cpu", 0, "float32", tuple(tensor.shape), tensor.data_ptr())
+        for name, tensor in {"x": x, **state}.items():
+            dtype = "int32" if name == "lengths" else "float32"
+            binding.bind_input(name, "cpu", 0, dtype, tuple(tensor.shape), tensor.data_ptr())
         for name, tensor in outputs.items():
             binding.bind_output(name, "cpu", 0, "float32", tuple(tensor.shape), tensor.data_ptr())
         bindings.append(binding)
@@ -62,17 +64,20 @@ def build(data: Data) -> Callable[[int], list[Tensor]]:
         run(bindings[i % count])
         return kept
 
-    call.inputs = (data.inputs, data.state)  # the bindings hold bare pointers into these
+    call.inputs = (data.inputs, state)  # the bindings hold bare pointers into these
+    if problem.packed:
+        call.results = lambda raw: [data.packed(raw[0].view(problem.steps, problem.batch, -1)).data, *raw[1:]]
     return call
 
 
 def outputs_of(data: Data) -> dict[str, Tensor]:
-    """Buffers for ``y``, ``h_n`` and ``c_n``."""
+    """Buffers for the model's results."""
     layer, problem = data.layer, data.problem
     directions = 2 if layer.bidirectional else 1
     rows = layer.num_layers * directions
+    merged = [problem.steps, problem.batch, directions * problem.hidden]
     outputs = {
-        "y": torch.empty(problem.steps, problem.batch, directions * problem.hidden),
+        "y": torch.empty(merged if layer.bidirectional else [problem.steps, 1, *merged[1:]]),
         "h_n": torch.empty(rows, problem.batch, problem.hidden),
     }
     if isinstance(layer, nn.LSTM):
@@ -80,8 +85,12 @@ def outputs_of(data: Data) -> dict[str, Tensor]:
     return outputs
 
 
-def onnx_model(layer: nn.RNNBase, with_state: bool):
-    """``x [T, B, I]`` (and ``h_0``, ``c_0``) → ``y [T, B, D*H]``, ``h_n`` and, for an LSTM, ``c_n``."""
+def onnx_model(layer: nn.RNNBase, with_state: bool, with_lengths: bool = False):
+    """``x [T, B, I]`` (and ``h_0``, ``c_0``, ``lengths [B]``) → ``y``, ``h_n`` and, for an LSTM, ``c_n``.
+
+    ``y`` is ``[T, B, 2*H]`` for both directions; for one it stays as the operator gives it, ``[T, 1, B, H]``, since
+    moving and renaming its axes would copy it.
+    """
     from onnx import TensorProto, checker, helper, numpy_helper
 
     kind = next(cls for cls in CLASSES.values() if isinstance(layer, cls))
@@ -109,34 +118,44 @@ def onnx_model(layer: nn.RNNBase, with_state: bool):
         sizes = constant("sizes", torch.full((layer.num_layers,), len(directions)))
         for s in states:
             node("Split", [f"{s}_0", sizes], [f"{s}_0_{k}" for k in range(layer.num_layers)], axis=0)
-    merged = constant("merged", torch.tensor([0, 0, -1]))
+    if layer.bidirectional:
+        merged = constant("merged", torch.tensor([0, 0, -1]))
+    elif layer.num_layers > 1:
+        direction = constant("direction", torch.tensor([1]))
     x = "x"
     for k in range(layer.num_layers):
         last = k == layer.num_layers - 1
+        y = "y" if last else f"x_{k + 1}"
         bias = torch.cat([weight("bias_ih", k), weight("bias_hh", k)], 1)
         inputs = [x, constant(f"w_{k}", weight("weight_ih", k)), constant(f"r_{k}", weight("weight_hh", k))]
-        inputs += [constant(f"b_{k}", bias), ""]  # the empty one: sequence lengths
+        inputs += [constant(f"b_{k}", bias), "lengths" if with_lengths else ""]
         if with_state:
             inputs += [f"{s}_0_{k}" if layer.num_layers > 1 else f"{s}_0" for s in states]
         finals = [f"{s}_n_{k}" if layer.num_layers > 1 else f"{s}_n" for s in states]
-        node(OPERATOR[kind], inputs, [f"y_{k}", *finals], **attributes)
-        # [T, D, B, H] → [T, B, D*H]
-        node("Transpose", [f"y_{k}"], [f"t_{k}"], perm=[0, 2, 1, 3])
-        x = "y" if last else f"x_{k + 1}"
-        node("Reshape", [f"t_{k}", merged], [x])
+        result = f"y_{k}" if layer.bidirectional or not last else y
+        node(OPERATOR[kind], inputs, [result, *finals], **attributes)
+        if layer.bidirectional:  # [T, D, B, H] → [T, B, D*H]
+            node("Transpose", [result], [f"t_{k}"], perm=[0, 2, 1, 3])
+            node("Reshape", [f"t_{k}", merged], [y])
+        elif not last:
+            node("Squeeze", [result, direction], [y])
+        x = y
     if layer.num_layers > 1:
         for s in states:
             node("Concat", [f"{s}_n_{k}" for k in range(layer.num_layers)], [f"{s}_n"], axis=0)
 
-    def value(name: str, *shape: int | str):
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    def value(name: str, *shape: int | str, type=TensorProto.FLOAT):
+        return helper.make_tensor_value_info(name, type, shape)
 
     rows = layer.num_layers * len(directions)
     state_shape = (rows, "B", layer.hidden_size)
     inputs = [value("x", "T", "B", layer.input_size)]
     if with_state:
         inputs += [value(f"{s}_0", *state_shape) for s in states]
-    results = [value("y", "T", "B", len(directions) * layer.hidden_size)]
+    if with_lengths:
+        inputs.append(value("lengths", "B", type=TensorProto.INT32))
+    width = len(directions) * layer.hidden_size
+    results = [value("y", "T", "B", width) if layer.bidirectional else value("y", "T", 1, "B", width)]
     results += [value(f"{s}_n", *state_shape) for s in states]
     graph = helper.make_graph(nodes, "layer", inputs, results, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)

@@ -53,7 +53,7 @@ def replay(theirs: nn.Module, data: Data) -> Callable[[int], list[Tensor]]:
                 theirs(x, state)
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph):
-            results = layer.flat(*theirs(x, state))
+            results = layer.flat(theirs(x, state))
 
     def call(i: int) -> list[Tensor]:
         x.copy_(inputs[i % len(inputs)])
