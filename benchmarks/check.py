@@ -15,12 +15,12 @@ PEER_FACTOR = 4  # peers must compute the same thing, but are not held to our ow
 FLOPS = {"cpu": 2e10, "cuda": 2e12}  # of the reference, about a second's worth; longer problems are checked shortened
 
 
-def expected(data: Data) -> list[Tensor]:
-    """``[y, h_n, (c_n)]``; for training ``[y, d_x, *d_weights]``. Packed: rows in packed order."""
+def expected(data: Data, i: int = 0) -> list[Tensor]:
+    """Of input ``i``: ``[y, h_n, (c_n)]``; for training ``[y, d_x, *d_weights]``. Packed: rows in packed order."""
     problem = data.problem
     if problem.by_transforms:
-        return expected_by_loop(data)
-    leaf, called = data.leaves()[0]
+        return expected_by_loop(data, i)
+    leaf, called = data.leaves()[i]
     x = leaf.detach().double()
     weights = [w.detach().double() for w in data.weights]
     training = problem.mode == "training"
@@ -57,13 +57,13 @@ def expected(data: Data) -> list[Tensor]:
     return [y, *(torch.cat(kept) for kept in finals if kept)]
 
 
-def expected_by_loop(data: Data) -> list[Tensor]:
+def expected_by_loop(data: Data, i: int) -> list[Tensor]:
     """What ``adapters.transforms`` lists."""
     from adapters.transforms import Loop
 
     problem = data.problem
     double = copy.copy(data)
-    double.inputs, double.d_y = [x.detach().double() for x in data.inputs[:1]], data.d_y.double()
+    double.inputs, double.d_y = [data.inputs[i].detach().double()], data.d_y.double()
     weights = [[w.detach().double().requires_grad_() for w in layer.parameters()] for layer in data.layers]
     cell = "rnn_tanh" if problem.cell == "rnn" else problem.cell
 

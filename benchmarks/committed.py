@@ -65,7 +65,8 @@ def runs(folder: Path = FOLDER) -> list[Run]:
     for path in sorted(folder.glob("*.json")):
         one = Results.load(path)
         facts = one.environment
-        kind = (one.suite, one.arguments.get("only"), facts.get("gpu") or facts["cpu"], facts["threads"])
+        part = [one.arguments.get(name) for name in ("only", "dtype", "mode")]
+        kind = (one.suite, *part, facts.get("gpu") or facts["cpu"], facts["threads"])
         groups.setdefault(kind, {}).setdefault(facts.get("code") or one.commit or "", []).append((path, one))
     found = []
     for versions in groups.values():

@@ -75,9 +75,10 @@ def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
     changes, lost = [], []
     then, now = by_problem(before.rows), by_problem(after.rows)
     for key, sides in then.items():
-        if key not in now:
-            continue  # not asked for this time
         name = Problem(**next(iter(sides.values()))[0].problem).name
+        if key not in now:  # not asked for this time, or not reached
+            lost += [f"{name}: the second run is not complete"] if before.complete and not after.complete else []
+            continue
         for side in sides:
             found = change(name, side, sides, now[key]) if side in now[key] else None
             if found:
@@ -89,7 +90,7 @@ def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
 
 
 def differences(before: Results, after: Results) -> list[str]:
-    names = ("cpu", "gpu", "threads", "torch", "precision")
+    names = ("cpu", "gpu", "threads", "torch", "precision", "peers")
     pairs = [(name, before.environment.get(name), after.environment.get(name)) for name in names]
     return [f"{name} was {old}, is {new}: the times do not compare" for name, old, new in pairs if old != new]
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+VARIABLES = ("RNNKERN_", "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "ORT_")  # what changes a side's kernels
+
 
 def source_version() -> tuple[str | None, bool]:
     """The commit of the checkout that this file lies in, and whether files differ from it; None outside of one."""
@@ -24,17 +26,18 @@ def source_version() -> tuple[str | None, bool]:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != Path(__file__).resolve().parents[1]:
             return None, False  # unpacked inside of another project's checkout
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+        return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None, False
 
 
-def code_digest(package: Path) -> str:
-    """Equal for equal code: of the package's sources and its compiled extension."""
-    digest = hashlib.sha256()
-    for path in sorted([*package.glob("*.py"), *package.glob("*.so")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def digest(paths: list[Path]) -> str:
+    """Equal for equal files."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -48,6 +51,8 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "precision": precision_flags(),
+        "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "runner": digest(sorted(Path(__file__).parent.rglob("*.py"))),
         "peers": peer_versions(),
     }
     try:
@@ -55,7 +60,8 @@ def environment(device: str) -> dict[str, Any]:
 
         facts["rnnkern"] = rnnkern.__version__
         facts["build"] = rnnkern.build_info()
-        facts["code"] = code_digest(Path(rnnkern.__file__).parent)
+        package = Path(rnnkern.__file__).parent
+        facts["code"] = digest(sorted([*package.glob("*.py"), *package.glob("*.so")]))
     except ImportError as error:
         facts["rnnkern"] = f"not importable: {error}"
     if torch.device(device).type == "cuda":

@@ -24,7 +24,8 @@ FLOAT32 = {16: (0.50, 0.63, 1.0, 1.9, 2.7, 3.7, 28)}
 def modelled(problem: Problem) -> float | None:
     """µs a step, where the table has one."""
     rows = FLOAT32 if problem.dtype == "float32" else NARROW
-    if problem.cell != "lstm" or problem.mode != "inference" or problem.hidden not in HIDDEN or problem.layers > 1:
+    fits = problem.cell == "lstm" and problem.mode == "inference" and problem.hidden in HIDDEN and is_plain(problem)
+    if not fits or problem.steps < 100:
         return None
     row = rows.get(problem.batch)
     return row[HIDDEN.index(problem.hidden)] if row else None

@@ -53,16 +53,17 @@ class Watch:
     @staticmethod
     def read(path: Path) -> tuple[str, str]:
         """The side and the problem's key; empty when none was at work."""
-        side, problem = path.read_bytes().split(b"\n")[:2] if b"\n" in path.read_bytes() else (b"", b"")
+        words = path.read_bytes()
+        side, problem = words.split(b"\n")[:2] if b"\n" in words else (b"", b"")
         return side.decode(), problem.decode()
 
 
 class Broken(Exception):
-    """After this error nothing more can be measured in this process."""
+    """Nothing more can be measured in this process, which has these rows to keep."""
 
-    def __init__(self, row: Row):
-        super().__init__(row.message)
-        self.row = row
+    def __init__(self, rows: list[Row]):
+        super().__init__(rows[0].message)
+        self.rows = rows
 
 
 def describe(error: BaseException) -> str:
@@ -70,19 +71,30 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def fail(row: Row, error: Exception) -> None:
+def fail(rows: list[Row], error: Exception) -> None:
     """Notes the error; raises ``Broken`` when it leaves the GPU unusable for this process."""
-    row.status, row.message = "failed", describe(error)
-    if isinstance(error, getattr(torch, "AcceleratorError", ())):
-        raise Broken(row) from error
+    for row in rows:
+        row.status, row.message = "failed", describe(error)
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) or not the_gpu_answers():
+        raise Broken(rows) from error
+
+
+def the_gpu_answers() -> bool:
+    """Whether later work can succeed: errors in a kernel come as many types, and stay."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def check_sides(problem: Problem, sides: dict, watch: Watch) -> dict[str, Row]:
     """One row a side: ok with its error, or why the side is not timed."""
     from check import FLOPS, compare, expected
 
-    data = Data(problem.shortened(FLOPS[torch.device(problem.device).type]))
-    want = expected(data)
+    data, second = Data(problem.shortened(FLOPS[torch.device(problem.device).type]), inputs=2), 1
+    want = expected(data, second)
     rows = {}
     for name, adapter in sides.items():
         row = rows[name] = Row(problem.as_dict(), name, "ok")
@@ -92,13 +104,13 @@ def check_sides(problem: Problem, sides: dict, watch: Watch) -> dict[str, Row]:
                 raise Unsupported("no ensembles and no per-sample gradients")
             call = adapter.build(data)
             with problem.mode_of_torch():
-                got = getattr(call, "results", list)(call(0))
+                got = getattr(call, "results", list)(call(second))
             row.error, row.message = compare(problem, got, want, not is_ours(name), getattr(adapter, "TOLERANCE", None))
             row.status = "wrong" if row.message else "ok"
         except Unsupported as error:
             row.status, row.message = "unsupported", str(error)
         except Exception as error:
-            fail(row, error)
+            fail([row], error)
     return rows
 
 
@@ -119,7 +131,7 @@ def measure(problem: Problem, sides: dict, limits: Limits, watch: Watch | None =
         try:
             action()
         except Exception as error:
-            fail(rows[name], error)
+            fail([rows[name]], error)
 
     for name in [name for name, row in rows.items() if row.status == "ok"]:
         attempt(name, lambda name=name: calls.update({name: sides[name].build(data)}))
@@ -149,7 +161,7 @@ def time_sides(problem: Problem, calls: dict, rows: dict[str, Row], limits: Limi
                 )
         except Exception as error:
             del calls[watch.side]
-            fail(rows[watch.side], error)
+            fail([rows[watch.side]], error)
             continue
         for name, one in timed.items():
             rows[name].samples, rows[name].calls = one.samples, one.calls
@@ -164,6 +176,8 @@ def measure_or_report(problem: Problem, sides: dict, limits: Limits, watch: Watc
     except Broken:
         raise
     except Exception as error:
-        return [Row(problem.as_dict(), name, "failed", message=describe(error)) for name in sides]
+        rows = [Row(problem.as_dict(), name, "failed") for name in sides]
+        fail(rows, error)
+        return rows
     finally:
         watch("")

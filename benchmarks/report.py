@@ -99,7 +99,7 @@ class Report:
                 mean = statistics.geometric_mean(value for value, _ in ratios)
                 lines.append(f"against {peer}: {mean:.2f}× (geometric mean of {len(ratios)})")
         everything = [(value, name, peer) for peer, found in self.found.items() for value, name in found
-                      if not is_ours(peer)]  # fmt: skip
+                      if not is_ours(peer) and "int8" not in peer]  # fmt: skip
         if everything:
             value, name, peer = min(everything)
             lines.append(f"worst case: {value:.2f}× against {peer}: {name}")

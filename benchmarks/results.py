@@ -28,9 +28,8 @@ from environment import environment, source_version
 from stats import Ratio, ratio
 
 SCHEMA = 2
-READABLE = (1, 2)  # 1 had neither limits nor sittings
 # What two sittings of one run must have in common; the commit may move on as long as the code is the same.
-SAME = ("cpu", "gpu", "cores", "threads", "torch", "peers", "precision", "code")
+SAME = ("cpu", "gpu", "cores", "threads", "torch", "peers", "precision", "code", "runner", "variables", "cuda", "cudnn")
 
 
 @dataclass
@@ -119,7 +118,7 @@ class Results:
     def load(cls, path: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         schema = content.pop("schema", None)
-        if schema not in READABLE:
+        if schema != SCHEMA:
             raise ValueError(f"{path}: expected results of schema {SCHEMA}, got {schema}")
         content["rows"] = [Row(**row) for row in content["rows"]]
         return cls(**content)
@@ -151,9 +150,11 @@ BETTER_OF = ("torch.nn", "onnxruntime")  # the peers that do the same work in th
 
 
 def against_better(sides: dict[str, list[Row]]) -> tuple[Ratio, str] | None:
-    """How many times faster than the better of those peers, and which that is; None where one of them was left out."""
+    """How many times faster than the better of those peers, and which that is; None where one is missing or failed."""
     on_cpu = any(row.problem["device"] == "cpu" for row in sides.get("rnnkern", []))
     if on_cpu and any(peer not in sides for peer in BETTER_OF):
+        return None
+    if any(row.status in ("wrong", "failed") for peer in BETTER_OF for row in sides.get(peer, [])):
         return None
     found = [(faster(sides.get("rnnkern", []), sides[peer]), peer) for peer in BETTER_OF if peer in sides]
     return min(((ratio, peer) for ratio, peer in found if ratio), key=lambda one: one[0].value, default=None)

@@ -32,7 +32,7 @@ import floors
 from adapters import adapters
 from measure import PADDED, Broken, Limits, Watch, measure_or_report
 from report import print_report
-from results import Results, Row
+from results import Results, Row, is_ours
 from suites import DTYPES, SUITES, Problem, select
 from timing import LEAST_ROUNDS, PATIENCE, ROUNDS
 
@@ -98,7 +98,7 @@ def run_suite(
                 if not console.is_terminal:
                     console.print(f"[{done + 1}/{len(work)}] {problem.name}", highlight=False, markup=False)
     except Broken as broken:
-        keep([broken.row])
+        keep(broken.rows)
         return BROKEN
     except KeyboardInterrupt:
         console.print("interrupted: what was measured so far is kept")
@@ -123,17 +123,17 @@ def available(names: Iterable[str] | None, console: Console) -> dict:
         try:
             adapter.load()
             sides[name] = adapter
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: a shared library of the peer's
             if name == "rnnkern":
                 raise SystemExit(f"rnnkern cannot be imported ({error}): {adapter.INSTALL}") from error
-            console.print(f"not measured: {name} is not installed: {adapter.INSTALL}", highlight=False)
+            console.print(f"not measured: {name} is not installed ({error}): {adapter.INSTALL}", highlight=False)
     return sides
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, default="quick")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="CUDA_VISIBLE_DEVICES picks a GPU")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the suite's own, nearly always float32")
     parser.add_argument("--mode", choices=["inference", "training", "step", "per-sample", "all"], default="all")
     parser.add_argument("--only", metavar="PATTERN", help="the suite's problems whose name, as it is printed, "
@@ -163,7 +163,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--samples, --least and --repeats: expected at least 1")
     if args.resume and (args.out is None or args.out.suffix != ".json"):
         parser.error("--resume: --out must name the JSON file to go on with")
-    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+    if args.budget <= 0 or (args.seconds or 1) < 0:
+        parser.error("--budget and --seconds: expected more than 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     return args
 
@@ -193,9 +195,9 @@ def work(args: argparse.Namespace, console: Console) -> int:
         raise SystemExit(f"the suite {args.suite} has no problem of --mode {args.mode}{found}")
     results = begin(args)
     sides = available(args.peers, Console(quiet=True) if args.process else console)
-    if not results.limits:
+    if args.device == "cpu" or not results.limits:
         console.print("measuring what this machine can do", highlight=False)
-        results.limits = floors.measure_limits(args.device, torch.get_num_threads())
+        results.limits = floors.best(results.limits, floors.measure_limits(args.device, torch.get_num_threads()))
         results.save(args.out)
     least, patience = (args.least, float("inf")) if args.least else (LEAST_ROUNDS, PATIENCE)
     rounds = max(args.samples, args.least or 1)
@@ -270,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
         print_report(results, console)
         if kept:
             console.print(f"written to {args.out}", highlight=False)
-    return code or int(any(row.status in ("wrong", "failed") and row.side == "rnnkern" for row in results.rows))
+    return code or int(any(row.status in ("wrong", "failed") and is_ours(row.side) for row in results.rows))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,6 @@ def spread(samples: list[float]) -> tuple[float, float]:
     return middle, high - low
 
 
-def paired_ratio(ours: list[float], theirs: list[float]) -> float:
-    """How many times as long the other side takes: the median over pairs of samples that were taken together."""
-    return statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
-
-
 @dataclass(frozen=True)
 class Ratio:
     """How many times as long the other side takes, with its 95 % interval, and what it rests on."""

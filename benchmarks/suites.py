@@ -237,7 +237,7 @@ def composed() -> Iterator[Problem]:
 
 
 def gpu() -> Iterator[Problem]:
-    """The part of the grid that a GPU gets through in minutes, on one layer of each kind first."""
+    """The part of the grid that a GPU gets through in minutes."""
     sizes = {"hidden": [64, 128, 256, 512, 1024], "batch": [1, 16, 64], "steps": 100}
     for dtype in ["float32", "bfloat16"]:
         yield from grid(cell=GATED, **sizes, mode=BOTH, dtype=dtype)

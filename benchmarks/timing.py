@@ -122,8 +122,8 @@ def interleave(
             over = (time.perf_counter() - start - waited) / (budget * len(names))
             if (done >= least and over > 1) or (done >= 2 and over > patience):
                 break
-            first = done % len(names)  # nobody is always the one that comes after the slowest
-            for name in names[first:] + names[:first]:
+            first = done % len(names)  # nobody is always the first, nor the one that comes after the slowest
+            for name in (names[first:] + names[:first])[:: -1 if done // len(names) % 2 else 1]:
                 timed[name].samples.append(sample(name))
     return timed
 

@@ -104,6 +104,20 @@ def test_a_wrong_result_is_refused_and_not_timed(options, which):
     assert "is off by" in theirs.message
 
 
+def test_the_result_of_another_input_is_refused():
+    def build(data):
+        right = torch_nn.build(data)
+
+        def call(i):
+            return right(0)
+
+        call.results = right.results
+        return call
+
+    results, _ = measure([TINY], {"rnnkern": rnnkern_layer, "peer": peer(build)})
+    assert [row.status for row in results.rows] == ["ok", "wrong"]
+
+
 def test_nan_is_a_wrong_result():
     data = Data(TINY)
     want = expected(data)
@@ -153,7 +167,7 @@ def test_a_peer_that_is_not_installed_is_named_with_how_to_install_it(monkeypatc
     monkeypatch.setattr(run, "adapters", lambda: {"rnnkern": rnnkern_layer, "peer": missing})
     console = Console(record=True, quiet=False, file=open("/dev/null", "w"))
     assert list(run.available(None, console)) == ["rnnkern"]
-    assert "peer is not installed: pip install peer" in console.export_text()
+    assert "peer is not installed (no module): pip install peer" in console.export_text()
 
 
 def test_an_interruption_keeps_what_was_measured(tmp_path):

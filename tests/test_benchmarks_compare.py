@@ -55,7 +55,7 @@ def times(factor):
 
 def test_statistics():
     assert stats.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 2.0)
-    assert stats.paired_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 4.0]) == 2.0
+    assert stats.ratio([([1.0, 2.0, 4.0], [2.0, 4.0, 4.0])]).value == 2.0
 
 
 def test_the_interval_of_a_median_holds_it_and_narrows_with_more_samples():

@@ -35,7 +35,10 @@ def make_layer(data: Data, theirs: torch.nn.RNNBase | None = None) -> torch.nn.M
 def build(data: Data) -> Callable[[int], object]:
     if data.problem.by_transforms:
         return transforms.transformed([make_layer(data, theirs) for theirs in data.layers], data)
-    ours = make_layer(data)
+    return calls(make_layer(data), data)
+
+
+def calls(ours: torch.nn.Module, data: Data) -> Callable[[int], object]:
     if data.problem.mode == "step":
         return layer.step(ours.step, [x[0] for x in data.inputs], data)
     options = {} if data.reset_mask is None else {"reset_mask": data.reset_mask}

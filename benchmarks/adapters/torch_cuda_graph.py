@@ -37,6 +37,7 @@ def graphed(name: str, theirs: nn.Module, data: Data) -> Callable[[int], object]
     if problem.mode == "training":
         sample = torch.zeros_like(data.inputs[0], requires_grad=True)
         own = copy.deepcopy(theirs)  # it is changed in place, and the layer itself is another side
+        own.flatten_parameters()  # or cuDNN copies its weights in every call
         return layer.training(torch.cuda.make_graphed_callables(own, (sample,)), data)
     return replay(theirs, data)
 
