@@ -75,8 +75,13 @@ def _of_subclass(tensors: Tensors) -> bool:
     return any(type(t) not in (Tensor, Parameter) and has_torch_function_unary(t) for t in tensors if t is not None)
 
 
+def recording() -> bool:
+    """Whether autograd takes note of what is computed; in inference mode it does not, whatever the gradient mode."""
+    return torch.is_grad_enabled() and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled())
+
+
 def _needs_gradient(tensors: Tensors) -> bool:
-    if torch.is_grad_enabled():
+    if recording():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True

@@ -27,9 +27,14 @@ class RecurrentCell(torch.nn.RNNCellBase):
             raise ValueError(f"{type(self).__name__}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
 
     @property
-    def cell(self) -> str:
+    def _cell(self) -> str:
         """The cell's name in `rnnkern.reference`."""
         raise AttributeError(f"{type(self).__name__} has no cell")
+
+    def _weights(self) -> list[Tensor]:
+        """The parameters as they are now, in torch's order."""
+        read_once: list[Any] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        return read_once if read_once[2] is not None else read_once[:2]
 
     def _step(self, input: Tensor, *states: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`(h, c)` after one step from `states`, or from zero; `c` of an LSTM alone."""
@@ -37,8 +42,7 @@ class RecurrentCell(torch.nn.RNNCellBase):
         x = input if batched else input.unsqueeze(0)
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        read_once: Sequence[Any] = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        weights: Sequence[Tensor] = read_once[:2] if read_once[2] is None else read_once
+        weights: Sequence[Tensor] = self._weights()
         h, c = (*states, None, None)[:2]
         if h is not None:
             h = self._row(x, h, "hidden0", batched)
@@ -46,17 +50,17 @@ class RecurrentCell(torch.nn.RNNCellBase):
         if autocast.applies_to(x):
             x, h, c, weights = autocast.cast(x, h, c, weights, cache=True)
         checks.check_weights(x, weights)
-        lstm = self.cell == "lstm"
+        lstm = self._cell == "lstm"
         for state in (h, c):
             if state is not None:
                 checks.check_state_like(x, state)
         h_n: Tensor
         hx = None if h is None else (h, c) if lstm else h
-        result = infer(self.cell, x, hx, weights, 1, False, False, 1, 0.0)
+        result = infer(self._cell, x, hx, weights, 1, False, False, 1, 0.0)
         if result is not None:
             h_n, c_n = result[1] if lstm else (result[1], None)
         else:
-            _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self.cell)
+            _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self._cell)
         h_n, c_n = _without_first(h_n), None if c_n is None else _without_first(c_n)
         if not batched:
             h_n, c_n = _without_first(h_n), None if c_n is None else _without_first(c_n)
@@ -103,7 +107,7 @@ class LSTMCell(RecurrentCell):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     @property
-    def cell(self) -> str:
+    def _cell(self) -> str:
         return "lstm"
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]:
@@ -127,7 +131,7 @@ class GRUCell(RecurrentCell):
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     @property
-    def cell(self) -> str:
+    def _cell(self) -> str:
         return "gru"
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -155,7 +159,7 @@ class RNNCell(RecurrentCell):
         self.nonlinearity = nonlinearity
 
     @property
-    def cell(self) -> str:
+    def _cell(self) -> str:
         return "rnn_" + self.nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:

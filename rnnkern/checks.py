@@ -109,10 +109,14 @@ def check_weights(x: Tensor, weights: Sequence[Tensor]) -> None:
     if dtype not in DTYPES:
         raise TypeError(f"rnnkern computes in float64, float32, bfloat16 and float16, got parameters of {dtype}")
     if not x.is_cpu and device.type not in BACKENDS:
-        raise RuntimeError(
-            f"rnnkern has no kernels for device '{device}' in this build (only for {', '.join(BACKENDS[:-1])}); "
-            "layer.to_torch() gives the equal torch.nn layer"
-        )
+        raise no_backend(device)
+
+
+def no_backend(device: torch.device) -> RuntimeError:
+    return RuntimeError(
+        f"rnnkern has no kernels for device '{device}' in this build (only for {', '.join(BACKENDS[:-1])}); "
+        "layer.to_torch() gives the equal torch.nn layer"
+    )
 
 
 def _refuse_weights(x: Tensor, weights: Sequence[Tensor]) -> NoReturn:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from rnnkern import cells, modules
-from rnnkern.torch_private import COMPILED
+from rnnkern.torch_private import COMPILED, compiled_by_torch
+
+M = TypeVar("M", bound=nn.Module)
 
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: modules.LSTM,
@@ -25,7 +27,7 @@ _TORCH = {ours: torchs for torchs, ours in _SWAPPED.items()}
 _NAMES = {cls.__name__ for cls in _SWAPPED}
 
 
-def convert(module: nn.Module, *, inplace: bool = True) -> nn.Module:
+def convert(module: M, *, inplace: bool = True) -> M:
     """Swaps every torch.nn recurrent layer and cell under `module`; a layer that stands in two places stays one.
 
     The new layers hold the same `Parameter` objects, so optimisers, hooks, tied weights and parametrisations survive.
@@ -42,14 +44,15 @@ def convert(module: nn.Module, *, inplace: bool = True) -> nn.Module:
         module = copy.deepcopy(module)
     reasons: list[str] = []
     swapped: dict[nn.Module, nn.Module] = {}
+    wrapped = compiled_inside(module)
     for path, found in module.named_modules():
-        reason = _swap(found, swapped)
+        reason = _swap(found, swapped, wrapped)
         if reason is not None:
             reasons.append(f"{path or 'the module itself'} ({type(found).__name__}): {reason}")
     replace(module, swapped)
     if reasons:
         warnings.warn("rnnkern.convert left as they are: " + "; ".join(reasons), UserWarning, stacklevel=2)
-    return swapped.get(module, module)
+    return cast("M", swapped.get(module, module))
 
 
 def check_is_module(module: Any) -> None:
@@ -58,15 +61,37 @@ def check_is_module(module: Any) -> None:
 
 
 def replace(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> None:
-    """Puts the new modules in the old ones' places under `module`."""
+    """Puts the new modules in the old ones' places under `module`, in attributes that are lists, tuples or dictionaries
+    too: what stands there beside the modules' own places is what some forward calls."""
+
+    seen: set[int] = set()
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return swapped.get(value, value)
+        if not isinstance(value, (list, tuple, dict)) or id(value) in seen:
+            return value
+        seen.add(id(value))
+        items = list(value.items() if isinstance(value, dict) else enumerate(value))
+        changed = {key: new for key, old in items if (new := replaced(old)) is not old}
+        if type(value) is tuple:
+            return tuple(changed.get(index, old) for index, old in items) if changed else value
+        if not isinstance(value, tuple):
+            for key, new in changed.items():
+                value[key] = new
+        return value
+
     for parent in [*module.modules(), *swapped.values()]:
-        for name, child in parent._modules.items():
-            if child in swapped:
-                parent._modules[name] = swapped[child]
+        replaced(vars(parent))
 
 
-def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
-    """Adds the replacement of a recurrent module to `swapped`, or says why there is none."""
+def compiled_inside(module: nn.Module) -> set[nn.Module | None]:
+    """The modules that a `torch.compile(it)` under `module` would go on calling, whatever stood in their place."""
+    return {compiled_by_torch(found) for found in module.modules()}
+
+
+def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module], wrapped: set[nn.Module | None]) -> str | None:
+    """Adds the replacement of a recurrent module to `swapped`, or says why there is none; see `compiled_inside`."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module" if getattr(module, "original_name", None) in _NAMES else None
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
@@ -79,7 +104,7 @@ def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> str | None:
         return f"a subclass with {own}"
     if "forward" in vars(module):
         return "its forward is replaced on the instance"
-    if COMPILED in vars(module):
+    if COMPILED in vars(module) or module in wrapped:
         return "it is compiled; compile it after the conversion"
     if reason := other_meaning(module):
         return reason
@@ -93,7 +118,8 @@ def other_meaning(module: nn.Module) -> str | None:
     cls = plain_class(module)
     if cls not in _SWAPPED:
         return None
-    taken = vars(module).keys() & (set(dir(_SWAPPED[cls])) - set(dir(cls)) - {"nonlinearity"})
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    taken = own & (set(dir(_SWAPPED[cls])) - set(dir(cls)) - {"nonlinearity"})
     return f"its attribute {min(taken)!r} means something else there" if taken else None
 
 

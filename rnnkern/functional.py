@@ -7,7 +7,7 @@ of lengths on a GPU only where the environment has `RNNKERN_CHECK=1`, since that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ Weights = Sequence[Tensor] | int8.Weights
 def lstm(
     input: Tensor | PackedSequence,
     hx: Sequence[Tensor] | None,
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     *,
     num_layers: int = 1,
     bidirectional: bool = False,
@@ -46,6 +46,7 @@ def lstm(
         weights: flat, in torch's order; per layer and direction `w_ih [4*H, I]`, `w_hh [4*H, R / heads]`, then `b_ih`,
             `b_hh` `[4*H]` if there are biases, then `w_hr [P, H]` if there is a projection.
     """
+    weights = list(weights)
     checks.check_function_arguments(
         "lstm", weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
     )
@@ -58,7 +59,7 @@ def lstm(
 def gru(
     input: Tensor | PackedSequence,
     hx: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     *,
     num_layers: int = 1,
     bidirectional: bool = False,
@@ -76,6 +77,7 @@ def gru(
 ) -> tuple[Any, ...]:
     """`rnnkern.GRU.forward` with its weights as an argument, as in `lstm`: `(output, h_n)`."""
     cell = "gru" if reset_after else "gru_v1"
+    weights = list(weights)
     checks.check_function_arguments(
         cell, weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
     )
@@ -88,7 +90,7 @@ def gru(
 def rnn(
     input: Tensor | PackedSequence,
     hx: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     *,
     num_layers: int = 1,
     bidirectional: bool = False,
@@ -106,6 +108,7 @@ def rnn(
 ) -> tuple[Any, ...]:
     """`rnnkern.RNN.forward` with its weights as an argument, as in `lstm`: `(output, h_n)`."""
     cell = checks.rnn_cell_name(nonlinearity)
+    weights = list(weights)
     checks.check_function_arguments(
         cell, weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
     )
@@ -220,9 +223,6 @@ def _run_packed(
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
     h_0, c_0 = checks.initial_states(hx, cell)
-    for state in (h_0, c_0):
-        if state is not None and state.dim() != 3:
-            raise RuntimeError(f"For a PackedSequence, hx should be 3-D but got {state.dim()}-D tensor")
     if not torch.compiler.is_compiling():
         batch = int(batch_sizes[0])
     elif sorted_indices is not None:  # no value of a tensor is known here

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnnkern import _C  # noqa: F401  registers the operator
+from rnnkern import _C, autograd  # noqa: F401  _C registers the operator
 from rnnkern.checks import check_device
 from rnnkern.reference import GATES
 from rnnkern.torch_private import dual_level
@@ -129,7 +129,7 @@ def layer(
 
 
 def _needs_gradient(tensor: Tensor) -> bool:
-    if torch.is_grad_enabled() and tensor.requires_grad:
+    if autograd.recording() and tensor.requires_grad:
         return True
     return dual_level() and forward_ad.unpack_dual(tensor).tangent is not None
 

@@ -73,7 +73,7 @@ class Recurrent(torch.nn.RNNBase):
         )  # fmt: skip
 
     @property
-    def cell(self) -> str:
+    def _cell(self) -> str:
         """The cell's name in `rnnkern.reference`."""
         raise AttributeError(f"{type(self).__name__} has no cell")
 
@@ -93,7 +93,7 @@ class Recurrent(torch.nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take every parameter where it lies."""
 
-    def weights(self) -> list[Tensor]:
+    def _weights(self) -> list[Tensor]:
         """The parameters as they are now, flat, in torch's order."""
         parameters = self._parameters
         try:
@@ -120,13 +120,13 @@ class Recurrent(torch.nn.RNNBase):
             return_state_sequence: a third result, the cell states (GRU, RNN: the hidden states): `[L*D, T, B, H]`,
                 `[L*D, B, T, H]` when `batch_first`, `[L*D, rows, H]` of a PackedSequence.
         """
-        weights = self.weights()
+        weights = self._weights()
         if self.weight_dropout and self.training:
             for index, name in enumerate(self._flat_weights_names):
                 if name.startswith("weight_hh"):
                     weights[index] = torch.dropout(weights[index], self.weight_dropout, True)
         return functional.run(
-            self.cell, input, hx, weights, self.num_layers, bool(self.bidirectional), self.batch_first, self.dropout,
+            self._cell, input, hx, weights, self.num_layers, bool(self.bidirectional), self.batch_first, self.dropout,
             self.recurrent_dropout, self.zoneout, self.training, self.heads, self.recompute,
             lengths, reset_mask, return_state_sequence,
         )  # fmt: skip
@@ -197,7 +197,7 @@ def step_of(layer: Any, cls: type[torch.nn.Module], is_random: bool, input_t: Te
 
 def direct_step(layer: Any, input_t: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
     """The step by the kernels alone; None where `infer` gives none."""
-    cell = layer.cell
+    cell = layer._cell
     batched = input_t.dim() == 2
     if not batched:
         if input_t.dim() != 1:
@@ -208,7 +208,7 @@ def direct_step(layer: Any, input_t: Tensor, hx: Any) -> tuple[Tensor, Any] | No
                 hx = [s.unsqueeze(1) for s in checks.lstm_states(hx, cell)] if cell == "lstm" else hx.unsqueeze(1)
         except (AttributeError, TypeError, IndexError, RuntimeError):
             return None
-    result = infer(cell, input_t, hx, layer.weights(), layer.num_layers, False, False, layer.heads, layer.zoneout)
+    result = infer(cell, input_t, hx, layer._weights(), layer.num_layers, False, False, layer.heads, layer.zoneout)
     if batched or result is None:
         return result
     y, state = result
@@ -271,7 +271,7 @@ class LSTM(Recurrent):
         )  # fmt: skip
 
     @property
-    def cell(self) -> str:
+    def _cell(self) -> str:
         return "lstm"
 
     # For a subclass whose forward is written like torch's.
@@ -333,7 +333,7 @@ class GRU(Recurrent):
         )  # fmt: skip
 
     @property
-    def cell(self) -> str:
+    def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_v1"
 
 
@@ -373,7 +373,7 @@ class RNN(Recurrent):
         self.mode = f"RNN_{nonlinearity.upper()}"  # RNNBase itself knows no sigmoid
 
     @property
-    def cell(self) -> str:
+    def _cell(self) -> str:
         return self.mode.lower()  # torch goes by it too
 
     def to_torch(self) -> torch.nn.RNNBase:

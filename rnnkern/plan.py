@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import _C, autocast, checks, ops
+from rnnkern import _C, autocast, autograd, checks, ops
 from rnnkern._version import __version__
 from rnnkern.cells import RecurrentCell
 from rnnkern.modules import Recurrent
@@ -42,6 +42,8 @@ def strategy(name: str) -> Iterator[None]:
     Args:
         name: one of `strategies()`, or "stationary" for any exchange of that one.
     """
+    if not name:  # which would stand for none
+        raise ValueError(f"strategy: expected one of {', '.join(strategies())}, got {name!r}")
     previous = _C.force_strategy(name)
     try:
         yield
@@ -147,19 +149,20 @@ def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
         rows = steps * batch
     device = x.device
     if device.type not in checks.BACKENDS[:-1]:
-        raise RuntimeError(f"rnnkern has no kernels for device '{device}' in this build")
+        raise checks.no_backend(device)
+    weights = [] if isinstance(layer, QuantizedLayer) else layer._weights()
     dtype = x.dtype
     if autocast.applies_to(x):
         dtype = torch.get_autocast_dtype(device.type)
     elif not isinstance(layer, QuantizedLayer):
-        checks.check_weights(x, list(layer.parameters()))
+        checks.check_weights(x, weights)
     if x.shape[-1] != layer.input_size:
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {layer.input_size}, got {x.shape[-1]}"
         )
-    gradient = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
+    gradient = autograd.recording() and any(t.requires_grad for t in (x, *weights))
     problem = {
-        "cell": layer.cell,
+        "cell": layer._cell,
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
         "steps": steps,
@@ -184,7 +187,7 @@ def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
             zoneout=layer.zoneout > 0,
         )
     if isinstance(layer, QuantizedLayer):
-        layer.weights().check(x)
+        layer._weights().check(x)
         problem.update(save=False, dtype="float32", int8=True)
     elif isinstance(layer, Recurrent):
         recurrent_mask = layer.training and layer.recurrent_dropout > 0

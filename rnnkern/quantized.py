@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import cells, functional, int8, modules
-from rnnkern.convert import as_ours, check_is_module, other_meaning, plain_class, replace
+from rnnkern.convert import M, as_ours, check_is_module, compiled_inside, other_meaning, plain_class, replace
 
 
 class QuantizedLayer(nn.Module):
@@ -27,21 +27,21 @@ class QuantizedLayer(nn.Module):
     def __init__(self, layer: modules.Recurrent) -> None:
         super().__init__()
         self.kind = next(cls.__name__ for cls in type(layer).__mro__ if cls in _KINDS)
-        self.cell = layer.cell
+        self._cell = layer._cell
         self.shown = layer.extra_repr()
         self.input_size, self.hidden_size, self.proj_size = layer.input_size, layer.hidden_size, layer.proj_size
         self.num_layers, self.bidirectional, self.heads = layer.num_layers, bool(layer.bidirectional), layer.heads
         self.bias, self.batch_first, self.zoneout = bool(layer.bias), layer.batch_first, layer.zoneout
         directions = ("", "_reverse") if self.bidirectional else ("",)
         suffixes = [f"l{index}{direction}" for index in range(self.num_layers) for direction in directions]
-        weights = layer.weights()
+        weights = layer._weights()
         count = len(weights) // len(suffixes)
         # The buffers in the operator's order: packed weights, and biases.
         self.weight_names: list[str] = []
         self.bias_names: list[str] = []
         for index, suffix in enumerate(suffixes):
             own = weights[index * count : (index + 1) * count]
-            for matrix, parts in int8.pack_direction(own, self.cell, self.heads).items():
+            for matrix, parts in int8.pack_direction(own, self._cell, self.heads).items():
                 for part, tensor in zip(("", "_scale", "_sum"), parts, strict=True):
                     self.weight_names.append(f"weight_{matrix}_{suffix}{part}")
                     self.register_buffer(self.weight_names[-1], tensor)
@@ -50,7 +50,7 @@ class QuantizedLayer(nn.Module):
                 self.register_buffer(self.bias_names[-1], bias.detach().clone())
         self.train(layer.training)
 
-    def weights(self) -> int8.Weights:
+    def _weights(self) -> int8.Weights:
         """The weights as they are now."""
         buffers: dict[str, Any] = self._buffers
         packed, biases = ([buffers[name] for name in names] for names in (self.weight_names, self.bias_names))
@@ -67,7 +67,7 @@ class QuantizedLayer(nn.Module):
     ) -> tuple[Any, ...]:
         """As `rnnkern.LSTM.forward`, on float32: `(output, hx)`, and the states after every step if asked for."""
         return functional.run(
-            self.cell, input, hx, self.weights(), self.num_layers, self.bidirectional, self.batch_first, 0.0, 0.0,
+            self._cell, input, hx, self._weights(), self.num_layers, self.bidirectional, self.batch_first, 0.0, 0.0,
             self.zoneout, False, self.heads, False, lengths, reset_mask, return_state_sequence,
         )  # fmt: skip
 
@@ -84,11 +84,17 @@ class QuantizedLayer(nn.Module):
     def flatten_parameters(self) -> None:
         """Does nothing, as in the float layer."""
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError(
+            "torch.jit.script cannot take a layer of int8 weights, TorchScript has no operator for it: "
+            "script to_torch() of the layer that it was made of"
+        )
+
 
 _KINDS = (modules.LSTM, modules.GRU, modules.RNN)
 
 
-def quantize_dynamic(module: nn.Module) -> nn.Module:
+def quantize_dynamic(module: M) -> M:
     """A deep copy whose recurrent layers, ours and torch.nn's, hold int8 weights, for inference on the CPU.
 
     Every row of a weight gets its own scale; the input and the state are quantised at each step, each row of the batch
@@ -105,10 +111,11 @@ def quantize_dynamic(module: nn.Module) -> nn.Module:
     module = copy.deepcopy(module)
     reasons: list[str] = []
     swapped: dict[nn.Module, nn.Module] = {}
+    wrapped = compiled_inside(module)
     for path, found in module.named_modules():
         if not isinstance(found, (nn.RNNBase, nn.RNNCellBase)):
             continue
-        reason = _why_not(found)
+        reason = "it is compiled; compile it after this" if found in wrapped else _why_not(found)
         if reason is None:
             swapped[found] = QuantizedLayer(as_ours(found))
         else:
@@ -116,7 +123,7 @@ def quantize_dynamic(module: nn.Module) -> nn.Module:
     replace(module, swapped)
     if reasons:
         warnings.warn("rnnkern.quantize_dynamic left as they are: " + "; ".join(reasons), UserWarning, stacklevel=2)
-    return swapped.get(module, module)
+    return cast("M", swapped.get(module, module))
 
 
 def _why_not(module: nn.Module) -> str | None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -48,6 +49,14 @@ GLOBAL_HOOKS: tuple[Mapping[int, Any], ...] = (
 
 # Where `module.compile()` leaves what a call of the module runs, bound to that very module.
 COMPILED = "_compiled_call_impl"
+
+
+def compiled_by_torch(module: torch.nn.Module) -> torch.nn.Module | None:
+    """What `torch.compile(it)` made this module of: its calls are bound to that very module."""
+    frame = sys.modules.get("torch._dynamo.eval_frame")
+    if frame is None or not isinstance(module, frame.OptimizedModule):
+        return None
+    return module._orig_mod
 
 
 @cache

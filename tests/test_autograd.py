@@ -282,6 +282,9 @@ def test_nothing_is_saved_without_a_gradient(device):
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             assert all(out.grad_fn is None for out in one.requiring_gradients().run())
+    with torch.inference_mode(), torch.enable_grad():  # which records nothing either
+        results = one.requiring_gradients().run()
+    assert all(out.is_inference() and not out.requires_grad for out in results)
     assert all(out.grad_fn is None for out in one.run())
 
 

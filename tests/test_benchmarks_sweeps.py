@@ -61,7 +61,7 @@ def test_an_ended_run_keeps_its_rows(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_every_strategy_is_timed():
+def test_every_strategy_is_timed_on_cuda():
     saved = []
     rows = {one["strategy"]: one for one in sweeps.measure([LAYER], budget=0.01, save=saved.extend)}
     assert saved == list(rows.values())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import helpers
 import rnnkern
@@ -144,9 +144,10 @@ def test_a_compiled_layer_draws_the_masks_of_the_eager_one(name, device):
 
 @every_backend
 @every_layer
-def test_a_packed_sequence_trains_compiled(name, backend, device):
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_a_packed_sequence_trains_compiled(name, backend, is_sorted, device):
     layer, _ = pair(name, 5, 8, 2, bidirectional=True, device=device)
-    x = packed(device=device)
+    x = pack_padded_sequence(padded(device=device), torch.tensor([6, 4, 3, 1])) if is_sorted else packed(device=device)
 
     class Call(torch.nn.Module):
         def __init__(self):

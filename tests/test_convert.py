@@ -78,6 +78,47 @@ def test_an_optimiser_made_before_still_trains_the_model():
     assert not torch.equal(model.blocks[0].weight_ih_l0, before)
 
 
+@pytest.mark.parametrize("swap", [rnnkern.convert, rnnkern.quantize_dynamic])
+def test_layers_in_lists_and_dictionaries_of_a_model_are_swapped_there_too(swap):
+    """As in models from before ModuleList: what its forward calls is not what its children are."""
+
+    class Old(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnns = [nn.LSTM(5, 5), nn.GRU(5, 5)]
+            for index, layer in enumerate(self.rnns):
+                self.add_module(f"rnn{index}", layer)
+            self.by_name = {"pair": (self.rnns[0], [self.rnns[1]])}
+            self.by_name["itself"] = self.by_name
+
+        def forward(self, x):
+            for layer in self.rnns:
+                x, _ = layer(x)
+            return x
+
+    model, x = Old(), torch.randn(3, 2, 5)
+    expected = model(x)
+    old = swap(model)
+    assert old.rnns == [old.rnn0, old.rnn1] == [old.by_name["pair"][0], *old.by_name["pair"][1]]
+    assert not any(type(layer) in (nn.LSTM, nn.GRU) for layer in old.rnns)
+    if swap is rnnkern.convert:
+        assert_close(old(x), expected, torch.float32)
+
+
+@pytest.mark.parametrize("swap", [rnnkern.convert, rnnkern.quantize_dynamic])
+def test_a_layer_inside_of_torch_compile_is_left_and_named(swap):
+    """Calls of what torch.compile gives go to the very layer that it was given, whatever takes its place."""
+    model = nn.Sequential(nn.Linear(5, 5), torch.compile(nn.LSTM(5, 5, 2, dropout=0.5), backend="eager"))
+    with pytest.warns(UserWarning, match=r"1\._orig_mod \(LSTM\): it is compiled; compile it after"):
+        swapped = swap(model)
+    assert type(swapped[1]._orig_mod) is nn.LSTM
+    x = torch.randn(3, 2, 5)
+    swapped.eval()
+    assert torch.equal(swapped(x)[0], swapped[1]._orig_mod(swapped[0](x))[0])
+    whole = swap(torch.compile(nn.Sequential(nn.GRU(5, 5)), backend="eager"))  # whose forward looks for the layer
+    assert type(whole._orig_mod[0]) is not nn.GRU
+
+
 def test_a_shared_layer_stays_one():
     layer = nn.LSTM(5, 5)
     model = nn.ModuleDict({"first": layer, "nested": nn.Sequential(nn.Linear(5, 5), layer)})
@@ -91,7 +132,7 @@ def test_tied_weights_stay_tied():
     model[1].weight_hh_l0 = model[0].weight_hh_l0
     rnnkern.convert(model)
     assert model[1].weight_hh_l0 is model[0].weight_hh_l0
-    assert model[1].weights()[1] is model[0].weight_hh_l0
+    assert model[1]._weights()[1] is model[0].weight_hh_l0
 
 
 def test_a_deep_copy_leaves_the_original_alone():

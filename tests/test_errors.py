@@ -354,10 +354,20 @@ def test_a_device_without_kernels_points_to_torch(monkeypatch):
         "rnnkern has no kernels for device 'meta' in this build (only for cpu); "
         "layer.to_torch() gives the equal torch.nn layer"
     )
+    with pytest.raises(RuntimeError) as of_plan:
+        rnnkern.plan(GRU(5, 8, device="meta"), X.to("meta"))
+    assert str(of_plan.value) == str(caught.value)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_lengths_on_a_gpu_are_checked_when_asked_for(monkeypatch):
+def test_a_mask_in_another_order_of_packed_sequences_is_refused():
+    x = pack_padded_sequence(X, torch.tensor([6, 3, 1, 4]), enforce_sorted=False)
+    mask = pack_padded_sequence(torch.zeros(6, 4, dtype=torch.bool), torch.tensor([3, 6, 1, 4]), enforce_sorted=False)
+    with pytest.raises(ValueError, match=r"reset_mask must have the input's order of sequences \(sorted_indices\)"):
+        GRU(5, 8)(x, reset_mask=mask)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_lengths_on_cuda_are_checked_when_asked_for(monkeypatch):
     layer, x, lengths = GRU(5, 8).cuda(), X.cuda(), torch.tensor([1, 2, 3, 7], device="cuda")
     layer(x, lengths=lengths)
     monkeypatch.setenv("RNNKERN_CHECK", "1")

@@ -167,6 +167,54 @@ def test_certain_zoneout_and_certain_dropout(name):
     assert y.isfinite().all()
 
 
+@every_layer
+@pytest.mark.parametrize("option", ["dropout", "recurrent_dropout", "weight_dropout", "zoneout"])
+def test_masks_are_drawn_without_gradients_too(name, option, device):
+    """As Monte Carlo dropout needs them: a layer in training mode, under no_grad."""
+    layer, x = make(name, 5, 8, 2, **{option: 0.5}, device=device), X.to(device)
+    torch.manual_seed(9)
+    expected = layer(x)
+    torch.manual_seed(9)
+    with torch.no_grad():
+        assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_masks_do_not_depend_on_the_dtype(dtype, calls, device):
+    options = {"recurrent_dropout": 0.3, "weight_dropout": 0.3, "zoneout": 0.3}
+    for one in (torch.float64, dtype):
+        layer = make("LSTM", 5, 64, dtype=one, device=device, **options)
+        torch.manual_seed(9)
+        layer(X.to(device, one))
+    (found, _, _), (expected, _, _) = calls
+    for masked in (lambda given: given[1][1], lambda given: given[7], lambda given: given[8], lambda given: given[9]):
+        assert torch.equal(masked(found) != 0, masked(expected) != 0)
+
+
+@every_layer
+@pytest.mark.parametrize(
+    "options",
+    [{"dropout": 0.5}, {"recurrent_dropout": 0.5}, {"zoneout": 0.3}, {"heads": 2}, {"recompute": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_functions_take_the_options_of_the_modules(name, options, training):
+    layer = make(name, 5, 8, 2, **options).train(training)
+    given = {"lengths": torch.tensor([6, 3, 0, 1]), "reset_mask": torch.rand(6, 4) < 0.3}
+    given["return_state_sequence"] = True
+    function = getattr(rnnkern.functional, name.lower())
+    torch.manual_seed(9)
+    expected = layer(X, **given)
+    torch.manual_seed(9)
+    assert_close(function(X, None, layer.parameters(), num_layers=2, training=training, **options, **given),
+                 expected)  # fmt: skip
+
+
+def test_the_function_of_a_gru_takes_its_reset_gates_place():
+    layer = make("GRU", 5, 8, reset_after=False)
+    assert_close(rnnkern.functional.gru(X, None, list(layer.parameters()), reset_after=False), layer(X))
+
+
 @pytest.mark.parametrize("option", ["recurrent_dropout", "zoneout"])
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
 def test_masks_do_not_depend_on_the_default_dtype(option, default):

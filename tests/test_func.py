@@ -64,6 +64,12 @@ def test_an_ensemble_takes_lengths_resets_and_packed_sequences(name, device):
     assert operators.names == ["layer_forward"]
     assert_close(found, stacked(layer(x, hx, lengths=lengths, reset_mask=reset_mask) for layer in layers))
 
+    masks = torch.rand(len(layers), 6, 4, device=device) < 0.3
+    found = vmap(lambda values, mask: tensors_of(functional_call(layers[0], values, (x, hx), {"reset_mask": mask})))(
+        parameters, masks
+    )
+    assert_close(found, stacked(layer(x, hx, reset_mask=mask) for layer, mask in zip(layers, masks, strict=True)))
+
     sequences = packed(device=device)
     with OperatorCalls() as operators:
         found = vmap(lambda values: tensors_of(function(values, sequences)))(parameters)

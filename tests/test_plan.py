@@ -1,5 +1,6 @@
 """What the library says about itself: build, strategies, and how a call would run."""
 
+import copy
 import importlib
 import os
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkern
-from rnnkern import ops
+from rnnkern import _C, ops
 
 module = importlib.import_module("rnnkern.plan")  # whose name a function of the package has
 H100 = {
@@ -48,7 +49,7 @@ def test_a_plan_counts_every_layer_and_what_is_kept(name):
     assert len(plan["layers"]) == 3
     assert plan["bytes"] == max(one["bytes"] for one in plan["layers"]) > 0
     assert plan["floor_us"] == sum(one["floor_us"] for one in plan["layers"]) > 0
-    assert plan["saved_bytes"] == 3 * 2 * 6 * 4 * 8 * ops.SAVED[layer.cell] * 4
+    assert plan["saved_bytes"] == 3 * 2 * 6 * 4 * 8 * ops.SAVED[layer._cell] * 4
     assert set(plan["rejected"]) == set(rnnkern.strategies()) - {"simd"}
     with torch.no_grad():
         assert rnnkern.plan(layer, X)["saved_bytes"] == 0
@@ -119,23 +120,43 @@ def test_explain_prints_the_plan():
         assert f"not {name}: {reason}" in text
 
 
+def forced_now():
+    name = _C.force_strategy("")
+    _C.force_strategy(name)
+    return name
+
+
 def test_a_forced_strategy_holds_on_every_thread():
     with rnnkern.strategy("simd"), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(rnnkern._C.force_strategy, "simd").result() == "simd"
+        assert pool.submit(forced_now).result() == "simd"
 
 
 def test_a_forced_strategy_holds_inside_the_block_alone():
     layer = rnnkern.GRU(5, 8)
     expected = layer(X)[0]
     with rnnkern.strategy("simd"):
-        assert rnnkern.plan(layer, X)["strategy"] == "simd"
+        assert rnnkern.plan(layer, X)["strategy"] == forced_now() == "simd"
         assert torch.equal(layer(X)[0], expected)
         with rnnkern.strategy("simd"):
             pass
+        assert forced_now() == "simd"
         layer(X)[0].sum().backward()
+    assert forced_now() == ""
     with pytest.raises(KeyError), rnnkern.strategy("simd"):
         raise KeyError
-    layer(X)
+    assert forced_now() == ""
+    with pytest.raises(ValueError, match="strategy: expected one of simd.*, got ''"), rnnkern.strategy(""):
+        pass
+
+
+def test_a_plan_asks_the_weights_alone():
+    layer = rnnkern.GRU(5, 8)
+    layer.adapter = torch.nn.Linear(2, 2, dtype=torch.float64)
+    assert layer(X)[0].shape == (6, 4, 8)
+    with torch.no_grad():
+        assert rnnkern.plan(layer, X) == rnnkern.plan(copy.deepcopy(layer).requires_grad_(False), X)
+    layer.requires_grad_(False).adapter.requires_grad_()
+    assert rnnkern.plan(layer, X)["saved_bytes"] == 0
 
 
 def run_with(**environment):
@@ -156,7 +177,7 @@ def test_the_environment_forces_a_strategy_and_an_instruction_set():
     known = ", ".join(rnnkern.strategies())
     assert run_with(RNNKERN_FORCE_STRATEGY="magic") == f"ValueError strategy: expected one of {known}, got 'magic'"
     assert run_with(RNNKERN_FORCE_STRATEGY="simd", RNNKERN_CPU_ISA="portable") == "portable"
-    known = ", ".join(rnnkern.build_info()["cpu_isas"])
+    known = ", ".join(_C.cpu_isas())
     assert run_with(RNNKERN_CPU_ISA="sse9") == f"ValueError RNNKERN_CPU_ISA: expected one of {known}, got 'sse9'"
 
 

@@ -87,6 +87,12 @@ UNSUPPORTED = {
         "torch.jit.script cannot take rnnkern.GRUCell, TorchScript has no operator for it: "
         "script cell.to_torch(), the equal torch.nn cell",
     ),
+    "torch.jit.script of int8 weights": (
+        lambda: torch.jit.script(rnnkern.quantize_dynamic(LSTM(5, 8))),
+        RuntimeError,
+        "torch.jit.script cannot take a layer of int8 weights, TorchScript has no operator for it: "
+        "script to_torch() of the layer that it was made of",
+    ),
     "to_torch with heads": (
         lambda: LSTM(5, 8, heads=2).to_torch(),
         ValueError,
@@ -96,6 +102,16 @@ UNSUPPORTED = {
         lambda: GRU(5, 8, zoneout=0.1).to_torch(),
         ValueError,
         "torch.nn has no GRU with zoneout=0.1",
+    ),
+    "to_torch with recurrent dropout": (
+        lambda: LSTM(5, 8, recurrent_dropout=0.1).to_torch(),
+        ValueError,
+        "torch.nn has no LSTM with recurrent_dropout=0.1",
+    ),
+    "to_torch with weight dropout": (
+        lambda: LSTM(5, 8, weight_dropout=0.1).to_torch(),
+        ValueError,
+        "torch.nn has no LSTM with weight_dropout=0.1",
     ),
     "to_torch with reset before": (
         lambda: GRU(5, 8, reset_after=False).to_torch(),

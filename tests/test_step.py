@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import rnnkern
 from comparison import assert_close, random_like, states, tensors_of
@@ -74,6 +75,26 @@ def test_steps_evaluate_parametrisations_as_forward_does(name, gradients):
         y, after = layer.step(X[0], hx)
         torch.manual_seed(4)
         expected, expected_after = layer(X[:1], hx)
+    assert_close((y, after), (expected[0], expected_after))
+
+
+@every_layer
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("reparametrise", [
+    lambda layer: prune.l1_unstructured(layer, "weight_hh_l0", 0.5),
+    lambda layer: torch.nn.utils.weight_norm(layer, "weight_hh_l0"),
+], ids=["pruned", "weight_norm"])  # fmt: skip
+def test_steps_run_the_hooks_that_make_a_weight(name, reparametrise):
+    layer, other = make(name, 5, 8), make(name, 5, 8)
+    reparametrise(layer)
+    reparametrise(other)
+    hx = states(layer, 4, requires_grad=False)
+    with torch.no_grad():
+        for one in (layer, other):
+            for parameter in one.parameters():
+                parameter.mul_(1.5)
+        y, after = layer.step(X[0], hx)
+        expected, expected_after = other(X[:1], hx)
     assert_close((y, after), (expected[0], expected_after))
 
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -38,7 +39,7 @@ py::dict build_info() {
   info["cuda"] = py::none();
 #endif
   info["cuda_archs"] = archs;
-  info["cpu_isas"] = cpu_isas();
+  info["cpu_isas"] = compiled_isas();
   info["cpu_isa"] = cpu_isa();
   return info;
 }
@@ -154,7 +155,8 @@ bool straight_to_kernels() {
 bool is_plain(py::handle object) {
   if (!THPVariable_CheckExact(object.ptr())) return false;
   const Tensor& tensor = THPVariable_Unpack(object.ptr());
-  return !tensor.is_neg() && !tensor._is_zerotensor() && !(c10::GradMode::is_enabled() && tensor.requires_grad());
+  bool const recorded = c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled();
+  return !tensor.is_neg() && !tensor._is_zerotensor() && !(recorded && tensor.requires_grad());
 }
 
 // All layers' weights, flat. In int8: with the biases apart, and the sizes that packed weights do not show.
@@ -279,6 +281,7 @@ PYBIND11_MODULE(_C, module) {
       "The compiled part of rnnkern; importing it registers the operators rnnkern::layer_forward and layer_backward.";
   module.def("build_info", build_info);
   module.def("strategies", strategies);
+  module.def("cpu_isas", &cpu_isas);
   module.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));
   module.def("force_strategy", &force_strategy, py::arg("name"));
   module.def("plan", plan_of, py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("device"), py::arg("steps"),

@@ -26,20 +26,33 @@ bool may_use_amx() {
 }
 #endif
 
-std::vector<const SimdKernels*> available() {
-  std::vector<const SimdKernels*> kernels;
+struct Compiled {
+  const SimdKernels* kernels;
+  bool runs;  // on this processor
+};
+
+// The fastest first.
+std::vector<Compiled> compiled() {
 #if defined(__x86_64__)
   bool const avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   bool const avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   bool const bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  if (bf16 && may_use_amx()) kernels.push_back(&avx512_amx_kernels);
-  if (bf16) kernels.push_back(&avx512_bf16_kernels);
-  if (avx512) kernels.push_back(&avx512_kernels);
-  if (avx2) kernels.push_back(&avx2_kernels);
+  return {{&avx512_amx_kernels, bf16 && may_use_amx()},
+          {&avx512_bf16_kernels, bf16},
+          {&avx512_kernels, avx512},
+          {&avx2_kernels, avx2},
+          {&portable_kernels, true}};
+#else
+  return {{&portable_kernels, true}};
 #endif
-  kernels.push_back(&portable_kernels);
-  return kernels;
+}
+
+std::vector<const SimdKernels*> available() {
+  std::vector<const SimdKernels*> found;
+  for (auto const& [kernels, runs] : compiled())
+    if (runs) found.push_back(kernels);
+  return found;
 }
 
 const SimdKernels* find(const std::string& name, const char* what) {
@@ -83,6 +96,12 @@ const SimdKernels& kernels() {
 }
 
 }  // namespace
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const Compiled& one : compiled()) names.push_back(one.kernels->name);
+  return names;
+}
 
 std::vector<std::string> cpu_isas() {
   std::vector<std::string> names;
