@@ -18,14 +18,10 @@ from comparison import (
     LAYERS,
     assert_close,
     assert_equal_to_torch,
-    outputs_and_gradients,
     pair,
-    random_like,
-    states,
     tensors_of,
-    without_cudnn,
 )
-from layer_inputs import LENGTHS, every_layer, packed, padded
+from layer_inputs import every_layer, packed, padded
 
 # --- module mechanics -------------------------------------------------------------------------------------------------
 
@@ -144,29 +140,6 @@ def test_moves_between_dtypes_and_devices(name):
     assert layer.double()(padded())[0].dtype == torch.float64
 
 
-@every_layer
-def test_double_backward_and_eval_mode_backward(name, device):
-    ours, theirs = pair(name, 5, 8, device=device)
-    ours.eval()
-    x = padded(device=device).requires_grad_()
-
-    def second(module):
-        with without_cudnn():
-            outputs = tensors_of(module(x))
-        (d_x,) = torch.autograd.grad(outputs, x, random_like(outputs), create_graph=True)
-        return torch.autograd.grad(d_x.square().sum(), [x, *module.parameters()])
-
-    assert_close(second(ours), second(theirs), gradient=True)
-
-
-def test_backward_twice_over_a_retained_graph_gives_the_same():
-    ours, _ = pair("GRU", 5, 8, 2)
-    x = padded().requires_grad_()
-    y, _ = ours(x)
-    once = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
-    assert torch.equal(once, torch.autograd.grad(y.sum(), x)[0])
-
-
 # --- compiled, exported, transformed ----------------------------------------------------------------------------------
 
 
@@ -175,46 +148,6 @@ def nothing_compiled():
     """Compiled code is counted per function, and every layer has the same forward."""
     yield
     torch._dynamo.reset()
-
-
-@every_layer
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_a_layer_compiles_without_a_graph_break(name, dynamic):
-    ours, _ = pair(name, 5, 8, 2, bidirectional=True)
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    lengths = torch.tensor(LENGTHS)
-    mask = torch.rand(6, 4) < 0.3
-    for keywords in ({}, {"lengths": lengths, "reset_mask": mask, "return_state_sequence": True}):
-        x = padded().requires_grad_()
-        found, gradients = outputs_and_gradients(wrapped(compiled, ours), x, states(ours, 4), **keywords)
-        expected, expected_gradients = outputs_and_gradients(ours, x, states(ours, 4), **keywords)
-        assert_close(found, expected)
-        assert_close(gradients, expected_gradients)
-
-
-def wrapped(compiled, original):
-    """A compiled call beside the parameters of what was compiled."""
-
-    class Wrapped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.original = original
-
-        def forward(self, *arguments, **keywords):
-            return compiled(*arguments, **keywords)
-
-    return Wrapped()
-
-
-def test_random_masks_and_step_compile():
-    options = {"dropout": 0.5, "recurrent_dropout": 0.5, "weight_dropout": 0.5, "zoneout": 0.5}
-    layer = rnnkern.LSTM(5, 8, 2, **options, dtype=torch.float64)
-    y, _ = torch.compile(layer, fullgraph=True, backend="aot_eager")(padded())
-    assert y.shape == (6, 4, 8)
-    layer.eval()
-    hx = states(layer, 4)
-    stepped = torch.compile(layer.step, fullgraph=True, backend="aot_eager")(padded()[0], hx)
-    assert_close(stepped, layer.step(padded()[0], hx))
 
 
 def test_a_packed_sequence_compiles():
@@ -226,15 +159,6 @@ def test_a_packed_sequence_compiles():
         return output.data, hx
 
     assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(*x), call(*x))
-
-
-@every_layer
-def test_a_layer_exports(name):
-    ours, _ = pair(name, 5, 8, 2)
-    time = torch.export.Dim("time", min=2)
-    program = torch.export.export(ours, (padded(),), dynamic_shapes={"input": {0: time}}, strict=False)
-    longer = padded(steps=9)
-    assert_close(program.module()(longer), ours(longer))
 
 
 @every_layer
@@ -253,13 +177,6 @@ def test_vmap_over_inputs_and_over_stacked_weights(name):
     expected = [layer(padded()) for layer in layers]
     found = torch.func.vmap(call, (0, 0, None))(parameters, buffers, padded())
     assert_close(found, torch.utils._pytree.tree_map(lambda *tensors: torch.stack(tensors), *expected))
-
-
-@pytest.mark.parametrize("randomness", ["same", "different"])
-def test_masks_under_vmap_are_those_that_were_asked_for(randomness):
-    layer = rnnkern.GRU(5, 8, recurrent_dropout=0.5, zoneout=0.5, weight_dropout=0.5, dtype=torch.float64)
-    first, second = torch.func.vmap(layer, randomness=randomness)(torch.stack([padded(), padded()]))[0]
-    assert torch.equal(first, second) == (randomness == "same")
 
 
 @every_layer
