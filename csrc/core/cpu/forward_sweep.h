@@ -30,8 +30,8 @@ struct ForwardBuffers {
   // The same memory for this group.
   void set_group(const Problem& problem, const Group& group) {
     w_first = static_cast<const T*>(group.w_hh);
-    w_second = problem.proj_size > 0 ? static_cast<const T*>(group.w_hr)
-                                     : w_first + 2 * problem.hidden_size * problem.head_size();
+    if (problem.proj_size > 0) w_second = static_cast<const T*>(group.w_hr);
+    if (problem.cell == CellKind::gru_v1 && w_first) w_second = w_first + 2 * problem.hidden_size * problem.head_size();
     if (group.gates) gates = static_cast<T*>(group.gates);
   }
 };
@@ -61,7 +61,7 @@ class ForwardSweep {
   using V = Vec<C>;
   static constexpr bool two_stage_gru = Cell::kind == CellKind::gru_v1;
   static constexpr bool is_lstm = Cell::kind == CellKind::lstm;
-  static constexpr bool is_float = std::is_same_v<Panels, PanelSet<packed_t<T>>>;
+  static constexpr bool unquantized = std::is_same_v<Panels, PanelSet<packed_t<T>>>;
 
  public:
   ForwardSweep(const Cell& cell, const Problem& problem, const Group& group, const ForwardBuffers<T, Panels>& buffers,
@@ -77,7 +77,7 @@ class ForwardSweep {
 
   // Lives while a product runs.
   auto matrix_unit() const {
-    if constexpr (is_float)
+    if constexpr (unquantized)
       return MatrixUnit<packed_t<T>>(buffers_.first.unit_rows);
     else
       return MatrixUnit<float>(1);
@@ -194,7 +194,7 @@ class ForwardSweep {
 
   template <class Finish>
   RNNKERN_INLINE void run_stage(const Panels& set, const T* weight, PanelRange range, Finish finish) {
-    if constexpr (is_float) {
+    if constexpr (unquantized) {
       // The gates of x come from beyond the second cache. GCC drops calls of what only prefetches if it need not
       // inline.
       int const gates = &set == &buffers_.first ? set.gates : 0;

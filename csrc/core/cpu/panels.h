@@ -175,7 +175,8 @@ struct PanelRange {
   int operator[](int i) const { return backwards ? last - 1 - i : first + i; }
 };
 
-// Sums of one block of units of one row, [gates][lanes], for the cell to finish; zero beyond its units.
+// Sums of one block of units of one row, [gates][lanes], for the cell to finish; what lies beyond its units is
+// nobody's.
 template <class Row, class C>
 struct Block {
   Row* row;
