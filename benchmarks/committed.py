@@ -33,9 +33,10 @@ class Run:
 
     @property
     def what(self) -> str:
-        """The suite, and the pattern that picked a part of it."""
-        only = self.results.arguments.get("only")
-        return f"{self.suite} --only '{only}'" if only else self.suite
+        """The suite, and what picked a part of it."""
+        only, mode = (self.results.arguments.get(name) for name in ("only", "mode"))
+        modes = f" --mode {mode}" if mode not in (None, "all") else ""
+        return f"{self.suite}{modes}" + (f" --only '{only}'" if only else "")
 
     @property
     def where(self) -> str:

@@ -159,6 +159,14 @@ def test_a_plan_asks_the_weights_alone():
     assert rnnkern.plan(layer, X)["saved_bytes"] == 0
 
 
+def test_members_of_an_ensemble_that_follow_each_other_share_memory():
+    """Of both directions too, the second of which adds to the first's gradient of x."""
+    sizes = {"steps": 50, "batch": 4, "rows": 200, "input_size": 64, "hidden_size": 64}
+    options = {"cell": "lstm", "dtype": "float32", "device": "cpu", "save": True, "recompute": True, "threads": 2}
+    few, many = (_C.plan(**sizes, **options, groups=groups)["bytes"] for groups in (8, 128))
+    assert many < 1.1 * few
+
+
 def run_with(**environment):
     program = (
         "try:\n"

@@ -246,9 +246,8 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   using Forward = ForwardSweep<Cell, T>;
   Timeline* const time = scratch<Timeline>(platform, count);
   make_timelines(problem, groups, count, time, platform);
-  Slots slots(plan, count);
-  for (int g = 0; g < count; ++g)
-    if (gradients[g].accumulate_x) slots.keep_order(count);
+  bool const pairs = std::any_of(gradients, gradients + count, [](auto& one) { return one.accumulate_x; });
+  Slots const slots(plan, count, pairs ? 2 : 1);
   int const sharing = plan.split == Split::rows ? plan.workers : 1;
   int64_t const together =
       std::max<int64_t>(1, std::min(problem.batch, (problem.batch * count + sharing - 1) / sharing));

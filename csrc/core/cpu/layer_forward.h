@@ -133,8 +133,8 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
   int64_t const a_worker = buffers[0].copied;
   auto* const copies = a_worker > 0 ? scratch<packed_t<T>>(platform, plan.workers * a_worker) : nullptr;
   Slots const slots(plan, count);
-  slots.run(count, plan, platform, [&](int first, int n, int slot, int worker, int workers, Barrier& barrier) {
-    int const last = first + n, place = worker * count;
+  slots.run(count, plan, platform, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
+    int const last = first + n, base = worker * count;
     for (int g = first; g < last; ++g) {
       pack_forward<Cell, T>(problem, groups[g], buffers[g], worker, workers);
       products[g].pack(worker, workers);
@@ -146,12 +146,12 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
                            worker,
                            workers,
                            barrier,
-                           sweeps + place + first,
-                           row_storage + (place + first) * batch};
+                           sweeps + base + first,
+                           row_storage + (base + first) * batch};
     team.begin([&](int i, const int64_t* mine, int64_t live) {
       int const g = first + i;
-      return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, live, rows + (place + g) * batch,
-                   copies ? copies + slot * a_worker : nullptr);
+      return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, live, rows + (base + g) * batch,
+                   copies ? copies + place * a_worker : nullptr);
     });
     barrier.wait(workers);
     for (int64_t s = 0; s < problem.steps; s += steps_together) {

@@ -57,15 +57,16 @@ struct ProductScratch {
 };
 
 // How groups share memory (Plan::whole_groups): group g works in `slot(g)`. Where all workers run all groups, each
-// group is a slot.
+// group is a slot. `together`: 2 where every second group adds to what the one before it made, so that one worker runs
+// both, or all workers, in this order.
 struct Slots {
+  int together;
   bool whole;
   int count;
 
-  Slots(const Plan& plan, int groups)
-      : whole(plan.whole_groups(groups)), count(whole ? std::min(plan.workers, groups) : groups) {}
-  // A group adds to what the one before it made: they take turns, with any number of workers in the same order.
-  void keep_order(int groups) { whole = false, count = groups; }
+  Slots(const Plan& plan, int groups, int together = 1)
+      : together(together), whole(plan.whole_groups(groups / together)),
+        count(whole ? std::min(plan.workers * together, groups) : groups) {}
   int slot(int g) const { return g % count; }
   int workers(const Plan& plan) const { return whole ? 1 : plan.workers; }  // that run a group
 
@@ -80,15 +81,16 @@ struct Slots {
     }
   }
 
-  // run(first, groups, slot, worker, workers, barrier): by one of the workers that run these groups.
+  // run(first, groups, place, worker, workers, barrier): by one of the workers that run these groups; no two that run
+  // at the same time have the same place.
   template <class Run>
   void run(int groups, const Plan& plan, CpuPlatform& platform, Run run) const {
     Barrier barrier;
     platform.parallel(plan.workers, [&](int worker, int workers) {
       if (!whole) return run(0, groups, worker, worker, workers, barrier);
       Barrier alone;
-      for (int slot = worker; slot < count; slot += workers)
-        for (int g = slot; g < groups; g += count) run(g, 1, slot, 0, 1, alone);
+      for (int place = worker; place * together < count; place += workers)
+        for (int g = place * together; g < groups; g += count) run(g, together, place, 0, 1, alone);
     });
   }
 };
