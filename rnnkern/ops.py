@@ -7,13 +7,11 @@ not a tensor as `Options`. `reference.layer` says what each of them means.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from rnnkern import _C  # noqa: F401  registers the operators
 from rnnkern.reference import GATES
@@ -108,27 +106,3 @@ def _layer_backward_fake(
         x.new_empty(shape if need else [0]) for shape, need in zip(shapes, needs, strict=True)
     )
     return d_x, d_h_0, d_c_0, d_weights
-
-
-# What `torch.utils.flop_counter` counts: the matrix products, of padding too. Arguments are shapes, results of no use.
-
-
-def _products(x: Sequence[int], weights: Sequence[Sequence[int]]) -> list[int]:
-    """Of each weight with every row of x; zero of a bias."""
-    of_rows = 2 * math.prod(x[:-1])
-    return [of_rows * math.prod(w[-2:]) if len(w) == len(weights[0]) else 0 for w in weights]
-
-
-@register_flop_formula(torch.ops.rnnkern.layer_forward)
-def _forward_flops(x: Any, weights: Any, *_: Any, **__: Any) -> int:
-    return sum(_products(x, weights))
-
-
-@register_flop_formula(torch.ops.rnnkern.layer_backward)
-def _backward_flops(*arguments: Any, **_: Any) -> int:
-    x, weights, recompute, needs = (arguments[place] for place in (4, 5, 19, 23))
-    products = _products(x, weights)
-    a_direction = len(products) // (2 if arguments[16] else 1)
-    inputs = sum(products[::a_direction])
-    gradients = sum(product for product, needed in zip(products, needs[3:], strict=True) if needed)
-    return sum(products) * (2 if recompute else 1) - (0 if needs[0] else inputs) + gradients

@@ -12,7 +12,6 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing._internal.logging_tensor import LoggingTensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import rnnkern
 from comparison import (
@@ -186,28 +185,6 @@ def test_fake_tensors_give_shapes(name):
         layer = getattr(rnnkern, name)(5, 8, 2, bidirectional=True)
         y, hx = layer(torch.empty(6, 4, 5))
     assert y.shape == (6, 4, 16) and all(state.shape == (4, 4, 8) for state in tensors_of(hx))
-
-
-@every_layer
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}], ids=str)
-def test_the_flop_counter_counts_the_products(name, options):
-    layer, x = getattr(rnnkern, name)(5, 8, **options), torch.randn(6, 4, 5)
-    rows, matrices = 6 * 4, [w.numel() for w in layer.parameters() if w.dim() == 2]
-    forward = 2 * rows * sum(matrices)
-
-    def count(call):
-        with FlopCounterMode(display=False) as counter:
-            call()
-        return counter.get_total_flops()
-
-    if name == "GRU" and not options:
-        assert count(lambda: getattr(nn, name)(5, 8)(x)) == forward
-    assert count(lambda: layer(x)) == forward
-    assert count(lambda: layer(x.clone().requires_grad_())[0].sum().backward()) == 3 * forward
-    of_inputs = 2 * rows * sum(w.numel() for key, w in layer.named_parameters() if key.startswith("weight_ih_l0"))
-    assert count(lambda: layer(x)[0].sum().backward()) == 3 * forward - of_inputs
-    layer.recompute = True
-    assert count(lambda: layer(x)[0].sum().backward()) == 4 * forward - of_inputs
 
 
 @every_layer
