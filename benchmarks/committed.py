@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import floors
 from results import Results, Row, by_problem
 from suites import Problem
 
@@ -34,9 +36,9 @@ class Run:
     @property
     def what(self) -> str:
         """The suite, and what picked a part of it."""
-        only, mode = (self.results.arguments.get(name) for name in ("only", "mode"))
-        modes = f" --mode {mode}" if mode not in (None, "all") else ""
-        return f"{self.suite}{modes}" + (f" --only '{only}'" if only else "")
+        only, mode, dtype = (self.results.arguments.get(name) for name in ("only", "mode", "dtype"))
+        parts = {"--mode": mode if mode != "all" else None, "--dtype": dtype, "--only": only and f"'{only}'"}
+        return " ".join([self.suite, *(f"{option} {value}" for option, value in parts.items() if value)])
 
     @property
     def where(self) -> str:
@@ -57,7 +59,8 @@ def merged(found: list[Results]) -> Results:
     for one in found:
         rows += [replace(row, repeat=row.repeat + offset) for row in one.rows]
         offset = 1 + max((row.repeat for row in rows), default=-1)
-    return replace(found[0], rows=rows, complete=all(one.complete for one in found))
+    limits = functools.reduce(floors.best, (one.limits for one in found))
+    return replace(found[0], rows=rows, limits=limits, complete=all(one.complete for one in found))
 
 
 def runs(folder: Path = FOLDER) -> list[Run]:

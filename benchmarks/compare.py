@@ -73,11 +73,13 @@ def processes(results: Results) -> int:
 def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
     """Every side that both runs measured, and what only the first did."""
     changes, lost = [], []
+    picked = ("only", "mode", "dtype")
+    same_problems = before.complete and all(before.arguments.get(name) == after.arguments.get(name) for name in picked)
     then, now = by_problem(before.rows), by_problem(after.rows)
     for key, sides in then.items():
         name = Problem(**next(iter(sides.values()))[0].problem).name
         if key not in now:  # not asked for this time, or not reached
-            lost += [f"{name}: the second run is not complete"] if before.complete and not after.complete else []
+            lost += [f"{name}: the second run is not complete"] if same_problems and not after.complete else []
             continue
         for side in sides:
             found = change(name, side, sides, now[key]) if side in now[key] else None
@@ -90,8 +92,9 @@ def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
 
 
 def differences(before: Results, after: Results) -> list[str]:
-    names = ("cpu", "gpu", "threads", "torch", "precision", "peers")
-    pairs = [(name, before.environment.get(name), after.environment.get(name)) for name in names]
+    names = ("cpu", "gpu", "threads", "torch", "precision", "peers", "variables", "cuda", "cudnn")
+    pairs = [(name, before.environment.get(name), after.environment.get(name)) for name in names
+             if name in before.environment and name in after.environment]  # fmt: skip
     return [f"{name} was {old}, is {new}: the times do not compare" for name, old, new in pairs if old != new]
 
 

@@ -13,11 +13,15 @@ from typing import Any
 
 import torch
 
-VARIABLES = ("RNNKERN_", "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "ORT_")  # what changes a side's kernels
+# What changes a side's kernels, and the files that decide how a side is built and timed.
+VARIABLES = ("RNNKERN_", "OMP_", "GOMP_", "KMP_", "MKL_", "DNNL_", "ONEDNN_", "ATEN_", "ORT_", "CUDNN_", "CUBLAS_",
+             "NVIDIA_", "TORCHINDUCTOR_")  # fmt: skip
+RUNNER = ("timing.py", "measure.py", "suites.py", "adapters/*.py", "limits/*.c*")
 
 
 def source_version() -> tuple[str | None, bool]:
-    """The commit of the checkout that this file lies in, and whether files differ from it; None outside of one."""
+    """The commit of the checkout that this file lies in (None outside of one), and whether files differ from it, but for
+    the results."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -52,7 +56,7 @@ def environment(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "precision": precision_flags(),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
-        "runner": digest(sorted(Path(__file__).parent.rglob("*.py"))),
+        "runner": digest([path for files in RUNNER for path in sorted(Path(__file__).parent.glob(files))]),
         "peers": peer_versions(),
     }
     try:

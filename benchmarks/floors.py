@@ -45,8 +45,10 @@ def measure_limits(device: str, threads: int, seconds: float = 0.05) -> dict[str
 
 def best(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Of what two processes found on one CPU, the higher rates."""
-    if "caches" not in before or "caches" not in now:
-        return before or now
+    if "caches" not in before:
+        return now
+    if "caches" not in now:
+        return before
     caches = [max(pair, key=lambda cache: cache["gbs"]) for pair in zip(before["caches"], now["caches"], strict=True)]
     gemm = {dtype: max(rate, now["gemm_gflops"][dtype]) for dtype, rate in before["gemm_gflops"].items()}
     return before | {
@@ -107,7 +109,7 @@ def measure_cpu(threads: int, seconds: float) -> dict[str, Any]:
     for level, size in sizes.items():
         read = (below + size) // 2 // (threads if level == "L3" else 1)
         reads = [read]
-        while reads[-1] > 6 * below > 0:  # a virtual machine may hold less of a shared cache than there is
+        while level == "L3" and reads[-1] > 6 * below:  # a virtual machine may hold less of it than there is
             reads.append(reads[-1] // 2)
         rates = [bandwidth(routines, read, threads, seconds) for read in reads]
         caches.append({"level": level, "bytes": size, "gbs": max(rates)})
@@ -194,7 +196,7 @@ def floor(problem: Problem, limits: dict[str, Any]) -> float | None:
     for k in range(problem.layers):
         inputs = GATES[problem.cell] * problem.hidden * (problem.input_size if k == 0 else directions * width)
         flops = 2 * rows * recurrent * together
-        sweep = step_seconds(recurrent * size * together, flops, rows, problem.dtype, limits)
+        sweep = step_seconds(recurrent * size, flops, rows, together, problem.dtype, limits)
         per_step = (2 * sweep + flops / peak(problem.dtype, limits)) if training else sweep
         product = 2 * rows * problem.steps * inputs / peak(problem.dtype, limits)
         once = max(stream(inputs * size, limits), (3 if training else 1) * product)
@@ -223,12 +225,12 @@ def stream(size: float, limits: dict[str, Any]) -> float:
     return seconds
 
 
-def step_seconds(size: float, flops: float, rows: float, dtype: str, limits: dict[str, Any]) -> float:
-    """One step of one sweep: ``size`` bytes of weights, ``flops`` operations with them for ``rows`` rows."""
+def step_seconds(size: float, flops: float, rows: float, together: int, dtype: str, limits: dict[str, Any]) -> float:
+    """One step of ``together`` sweeps: ``size`` bytes of weights and ``rows`` rows of each, ``flops`` of all."""
     product = flops / peak(dtype, limits)
     if "caches" in limits:
         return max(product, stream(size, limits))
     if size <= ONE_BLOCK:
-        return max(1e-6 * limits["block_us"], product * max(1.0, limits["multiprocessors"] / rows))
+        return max(1e-6 * limits["block_us"], product * max(1.0, limits["multiprocessors"] / (rows * together)))
     held = ONE_BLOCK * limits["multiprocessors"]
-    return max(1e-6 * limits["flag_us"], product, stream(max(0, size - held), limits))
+    return max(1e-6 * limits["flag_us"], product, stream(max(0, size * together - held), limits))

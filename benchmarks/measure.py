@@ -61,7 +61,7 @@ class Watch:
 class Broken(Exception):
     """Nothing more can be measured in this process, which has these rows to keep."""
 
-    def __init__(self, rows: list[Row]):
+    def __init__(self, *rows: Row):
         super().__init__(rows[0].message)
         self.rows = rows
 
@@ -71,12 +71,12 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def fail(rows: list[Row], error: Exception) -> None:
+def fail(error: Exception, *rows: Row) -> None:
     """Notes the error; raises ``Broken`` when it leaves the GPU unusable for this process."""
     for row in rows:
         row.status, row.message = "failed", describe(error)
     if isinstance(error, getattr(torch, "AcceleratorError", ())) or not the_gpu_answers():
-        raise Broken(rows) from error
+        raise Broken(*rows) from error
 
 
 def the_gpu_answers() -> bool:
@@ -93,7 +93,8 @@ def check_sides(problem: Problem, sides: dict, watch: Watch) -> dict[str, Row]:
     """One row a side: ok with its error, or why the side is not timed."""
     from check import FLOPS, compare, expected
 
-    data, second = Data(problem.shortened(FLOPS[torch.device(problem.device).type]), inputs=2), 1
+    data = Data(problem.shortened(FLOPS[torch.device(problem.device).type]), inputs=2)
+    second = 1  # a side that takes the first input for every one would pass with that
     want = expected(data, second)
     rows = {}
     for name, adapter in sides.items():
@@ -110,7 +111,7 @@ def check_sides(problem: Problem, sides: dict, watch: Watch) -> dict[str, Row]:
         except Unsupported as error:
             row.status, row.message = "unsupported", str(error)
         except Exception as error:
-            fail([row], error)
+            fail(error, row)
     return rows
 
 
@@ -131,7 +132,7 @@ def measure(problem: Problem, sides: dict, limits: Limits, watch: Watch | None =
         try:
             action()
         except Exception as error:
-            fail([rows[name]], error)
+            fail(error, rows[name])
 
     for name in [name for name, row in rows.items() if row.status == "ok"]:
         attempt(name, lambda name=name: calls.update({name: sides[name].build(data)}))
@@ -161,7 +162,7 @@ def time_sides(problem: Problem, calls: dict, rows: dict[str, Row], limits: Limi
                 )
         except Exception as error:
             del calls[watch.side]
-            fail([rows[watch.side]], error)
+            fail(error, rows[watch.side])
             continue
         for name, one in timed.items():
             rows[name].samples, rows[name].calls = one.samples, one.calls
@@ -177,7 +178,7 @@ def measure_or_report(problem: Problem, sides: dict, limits: Limits, watch: Watc
         raise
     except Exception as error:
         rows = [Row(problem.as_dict(), name, "failed") for name in sides]
-        fail(rows, error)
+        fail(error, *rows)
         return rows
     finally:
         watch("")

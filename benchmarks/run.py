@@ -98,7 +98,7 @@ def run_suite(
                 if not console.is_terminal:
                     console.print(f"[{done + 1}/{len(work)}] {problem.name}", highlight=False, markup=False)
     except Broken as broken:
-        keep(broken.rows)
+        keep(list(broken.rows))
         return BROKEN
     except KeyboardInterrupt:
         console.print("interrupted: what was measured so far is kept")
@@ -164,7 +164,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if args.resume and (args.out is None or args.out.suffix != ".json"):
         parser.error("--resume: --out must name the JSON file to go on with")
     if args.budget <= 0 or (args.seconds or 1) < 0:
-        parser.error("--budget and --seconds: expected more than 0")
+        parser.error("--budget: expected more than 0; --seconds: expected no less than 0")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     return args

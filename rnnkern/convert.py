@@ -31,7 +31,8 @@ def convert(module: M, *, inplace: bool = True) -> M:
     """Swaps every torch.nn recurrent layer and cell under `module`; a layer that stands in two places stays one.
 
     The new layers hold the same `Parameter` objects, so optimisers, hooks, tied weights and parametrisations survive.
-    What cannot be swapped is left as it is and named by a UserWarning.
+    What cannot be swapped is left as it is and named by a UserWarning. A layer that also stands in a list, tuple or
+    dictionary that is an attribute of a module is swapped there too.
 
     Args:
         inplace: False works on a deep copy.
@@ -61,22 +62,26 @@ def check_is_module(module: Any) -> None:
 
 
 def replace(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> None:
-    """Puts the new modules in the old ones' places under `module`, in attributes that are lists, tuples or dictionaries
-    too: what stands there beside the modules' own places is what some forward calls."""
-
-    seen: set[int] = set()
+    """Puts the new modules in the old ones' places under `module`: among its children, and in attributes that are plain
+    tuples, lists or dictionaries, as values; for that is what some forward calls."""
+    done: dict[int, tuple[Any, Any]] = {}  # by its id: a container, and what takes its place
 
     def replaced(value: Any) -> Any:
-        if isinstance(value, nn.Module):
+        kind = type(value)  # isinstance would ask what a weak proxy stands for
+        if issubclass(kind, nn.Module):
             return swapped.get(value, value)
-        if not isinstance(value, (list, tuple, dict)) or id(value) in seen:
+        if not issubclass(kind, (list, tuple, dict)):
             return value
-        seen.add(id(value))
-        items = list(value.items() if isinstance(value, dict) else enumerate(value))
+        if id(value) in done:
+            return done[id(value)][1]
+        done[id(value)] = value, value  # it may hold itself
+        items = value.items() if issubclass(kind, dict) else enumerate(value)
         changed = {key: new for key, old in items if (new := replaced(old)) is not old}
-        if type(value) is tuple:
-            return tuple(changed.get(index, old) for index, old in items) if changed else value
-        if not isinstance(value, tuple):
+        if kind is tuple:
+            new = tuple(changed.get(index, old) for index, old in enumerate(value)) if changed else value
+            done[id(value)] = value, new
+            return new
+        if not issubclass(kind, tuple):
             for key, new in changed.items():
                 value[key] = new
         return value

@@ -206,7 +206,7 @@ def test_samples_of_the_sides_are_taken_in_turn_and_inputs_rotate():
     assert {name: (one.calls, len(one.samples)) for name, one in timed.items()} == {"a": (1, 3), "b": (1, 3)}
     assert [i for _, i in calls] == list(range(len(calls)))
     order = [name for name, _ in calls[-12:]]  # each sample is one untimed and one timed call
-    assert order == ["a", "a", "b", "b", "b", "b", "a", "a", "a", "a", "b", "b"]
+    assert order == ["a", "a", "b", "b", "b", "b", "a", "a", "b", "b", "a", "a"]
 
 
 def test_a_side_waits_until_no_thread_of_the_one_before_runs(monkeypatch):

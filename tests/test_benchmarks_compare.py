@@ -10,13 +10,15 @@ import pytest
 pytest.importorskip("rich", reason="pip install '.[bench]'")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import committed
 import compare
 import floors
+import goal
 import measure
 import run
 import stats
 from adapters import rnnkern_layer, torch_nn
-from results import Results, Row, faster
+from results import Results, Row, against_better, faster
 from suites import Problem
 
 TINY = Problem("lstm", hidden=8, batch=2, steps=5)
@@ -108,6 +110,19 @@ def test_compare_reports_what_is_no_longer_measured(tmp_path, capsys):
     assert "no longer measured: rnnkern, LSTM inference H 8 B 2 T 5: failed: broke" in capsys.readouterr().out
 
 
+def test_what_an_unfinished_run_did_not_reach_is_no_longer_measured(tmp_path, capsys):
+    other = dataclasses.replace(TINY, hidden=16)
+    before, after = results(times(1), times(2)), results(times(1), times(2))
+    before.rows += results(times(1), times(2), other).rows
+    before.complete = True
+    before.save(tmp_path / "a.json")
+    for arguments, complete, code in (({}, False, 1), ({}, True, 0), ({"only": "H 8"}, False, 0)):
+        after.arguments, after.complete = arguments, complete
+        after.save(tmp_path / "b.json")
+        assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == code
+    assert "LSTM inference H 16 B 2 T 5: the second run is not complete" in capsys.readouterr().out
+
+
 def test_what_differs_between_processes_is_no_change(tmp_path, capsys):
     """Of the same code: one process is always a tenth slower."""
 
@@ -182,6 +197,54 @@ def test_padding_and_narrow_types_lower_a_floor_and_directions_double_it():
     assert floors.floor(dataclasses.replace(plain, dtype="bfloat16"), LIMITS) < least
     assert floors.floor(dataclasses.replace(plain, bidirectional=True), LIMITS) == pytest.approx(2 * least)
     assert floors.floor(plain, {}) is None and floors.floor(plain, {"missing": "no compiler"}) is None
+
+
+def test_a_step_from_the_zero_state_is_free_and_a_gpu_runs_both_directions_at_once():
+    streamed = dataclasses.replace(TINY, hidden=256, input=8, batch=1, steps=1)
+    least = floors.floor(streamed, LIMITS)
+    assert floors.floor(dataclasses.replace(streamed, mode="step"), LIMITS) > 10 * least
+    gpu = {"block_us": 0.03, "flag_us": 0.5, "l2_gbs": 6000.0, "memory_gbs": 4000.0, "l2_bytes": 60 << 20,
+           "multiprocessors": 132, "gemm_gflops": {"float32": 4e5, "bfloat16": 7e5}}  # fmt: skip
+    for hidden in (64, 512):
+        one = Problem("lstm", hidden, 4, 1000, device="cuda")
+        both = dataclasses.replace(one, bidirectional=True)
+        assert floors.floor(one, gpu) < floors.floor(both, gpu) < 1.1 * floors.floor(one, gpu)
+
+
+def test_limits_are_the_best_of_all_processes():
+    slower = {"threads": 1, "caches": [{"level": "L1", "bytes": 1, "gbs": 5.0}], "fma_gflops": 9.0,
+              "gemm_gflops": {"float32": 1.0, "bfloat16": 4.0}}  # fmt: skip
+    other = {"threads": 1, "caches": [{"level": "L1", "bytes": 1, "gbs": 7.0}], "fma_gflops": 8.0,
+             "gemm_gflops": {"float32": 2.0, "bfloat16": 3.0}}  # fmt: skip
+    found = floors.best(slower, other)
+    assert found["caches"][0]["gbs"] == 7.0 and found["fma_gflops"] == 9.0
+    assert found["gemm_gflops"] == {"float32": 2.0, "bfloat16": 4.0}
+    failed = {"threads": 1, "missing": "no compiler"}
+    assert floors.best({}, other) == floors.best(failed, other) == floors.best(other, failed) == other
+    assert floors.best({}, failed) == failed
+
+
+def test_a_floor_that_was_beaten_says_nothing():
+    found = Results.start("test", {})
+    found.limits = LIMITS
+    least = floors.floor(TINY, LIMITS)
+    for factor, value in ((2.0, 2.0), (0.5, None)):
+        ours = Row(TINY.as_dict(), "rnnkern", "ok", samples=[factor * least] * 3)
+        case = goal.Case(TINY, {"rnnkern": [ours]}, committed.Run(found, ["a.json"]))
+        assert goal.times_floor(case) == (value if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize("status", ["wrong", "failed"])
+def test_without_one_of_the_peers_there_is_no_better_one(status):
+    def rows(side, status="ok", samples=(1.0, 1.0)):
+        return [Row(TINY.as_dict(), side, status, samples=list(samples))]
+
+    sides = {"rnnkern": rows("rnnkern"), "torch.nn": rows("torch.nn"), "onnxruntime": rows("onnxruntime")}
+    assert against_better(sides) is not None
+    sides["onnxruntime"] = rows("onnxruntime", "unsupported", ())
+    assert against_better(sides)[1] == "torch.nn"
+    sides["onnxruntime"] = rows("onnxruntime", status, ())
+    assert against_better(sides) is None
 
 
 def test_the_limits_of_this_machine_are_measured():

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -90,6 +91,7 @@ def test_layers_in_lists_and_dictionaries_of_a_model_are_swapped_there_too(swap)
                 self.add_module(f"rnn{index}", layer)
             self.by_name = {"pair": (self.rnns[0], [self.rnns[1]])}
             self.by_name["itself"] = self.by_name
+            self.again = [self.by_name["pair"], weakref.proxy(self.rnns[0])]
 
         def forward(self, x):
             for layer in self.rnns:
@@ -100,6 +102,7 @@ def test_layers_in_lists_and_dictionaries_of_a_model_are_swapped_there_too(swap)
     expected = model(x)
     old = swap(model)
     assert old.rnns == [old.rnn0, old.rnn1] == [old.by_name["pair"][0], *old.by_name["pair"][1]]
+    assert old.again[0] == old.by_name["pair"]
     assert not any(type(layer) in (nn.LSTM, nn.GRU) for layer in old.rnns)
     if swap is rnnkern.convert:
         assert_close(old(x), expected, torch.float32)

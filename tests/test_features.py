@@ -186,7 +186,7 @@ def test_masks_do_not_depend_on_the_dtype(dtype, calls, device):
         layer = make("LSTM", 5, 64, dtype=one, device=device, **options)
         torch.manual_seed(9)
         layer(X.to(device, one))
-    (found, _, _), (expected, _, _) = calls
+    (expected, _, _), (found, _, _) = calls
     for masked in (lambda given: given[1][1], lambda given: given[7], lambda given: given[8], lambda given: given[9]):
         assert torch.equal(masked(found) != 0, masked(expected) != 0)
 

@@ -4,7 +4,7 @@ An adapter is a module with
 
 - ``NAME``: how it is called in tables and on the command line;
 - ``INSTALL``: the command that installs it;
-- ``load()``: imports what it needs; an ``ImportError`` means that it is not installed;
+- ``load()``: imports what it needs; an ``ImportError`` or ``OSError`` means that it is not installed;
 - ``build(data) -> call``: copies the weights of ``data.layer`` and returns a function of a running number ``i`` that
   does the problem's work on input ``i % len(data.inputs)``, and returns the tensors that ``check.expected`` lists.
   The runner calls it under ``torch.inference_mode()`` unless the problem is training.

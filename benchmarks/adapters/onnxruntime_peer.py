@@ -47,7 +47,7 @@ def build(data: Data) -> Callable[[int], list[Tensor]]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
     outputs, state = outputs_of(data), dict(zip(["h_0", "c_0"], data.state, strict=False))
-    if problem.packed:  # here they stay padded, and no step behind a length is computed
+    if problem.packed:  # they stay padded here: behind a length it multiplies all the same, and skips the gates
         state["lengths"] = data.lengths.int()
     bindings = []
     for x in data.inputs:

@@ -18,7 +18,7 @@ namespace rnnkern {
 
 // On a GPU these two are what a step waits for, so they have no branches and no slow paths. tanh is v p(v^2) / q(v^2),
 // the least largest relative error on [-9, 9], 2.1e-8 beside that of rounding (Remez), which may not lead beyond 1.
-// From 9.3 to the limit the quotient is more than 1, so that tanh is 1 there, and its derivative zero.
+// From 9.4 to the limit the quotient is more than 1, so that tanh is 1 there, and its derivative zero.
 RNNKERN_HD float tanh_(float v) {
 #if defined(__CUDA_ARCH__)
   float const y = fminf(fabsf(v), 10.0f), square = y * y;

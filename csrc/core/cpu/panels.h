@@ -104,11 +104,12 @@ struct PanelSet {
   // Calls pack(to) with where column `c` of a panel is packed.
   template <class T, class Pack>
   void pack_column(Panel const& panel, int c, Pack pack) const {
-    using To = std::conditional_t<std::is_same_v<T, BFloat16>, Column<Pair>, ColumnOfHalves>;
     P* const out = column_at(panel, c);
     int64_t const pitch = panel.width * lanes;
-    if constexpr (can_be_widened<T>)
+    if constexpr (can_be_widened<T>) {
+      using To = std::conditional_t<std::is_same_v<T, BFloat16>, Column<Pair>, ColumnOfHalves>;
       if (widened) return pack(To{reinterpret_cast<typename To::Weight*>(out), pitch});
+    }
     pack(Column<P>{out, pitch});
   }
 
@@ -259,7 +260,7 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
     Panel const& panel = set.panels[range[p]];
     if (panel.width != width) {  // not for each: divisions take as long as a small tile
       width = panel.width;
-      tiles = TileRows(count, set.widened ? std::min(tile_rows(width), kFewRows) : tile_rows(width));
+      tiles = TileRows(count, set.widened ? kFewRows : tile_rows(width));
       of_rows = set.tiles[tiles.count > 1 ? set.streamed : set.streamed_alone][width];
       line_step = width * lanes * int64_t(sizeof(P));
       if (tiles.count > 1) line_step /= tiles.count;

@@ -39,8 +39,8 @@ bool simd_multiplies_pairs(Dtype dtype);
 // it is read: not on Zen 4, whose own prefetchers bring it faster alone.
 bool simd_asks_ahead();
 
-// Those compiled in, fastest first; those of them that this machine can run; the one in use; and the choice of another (Error on an unknown name).
-// RNNKERN_CPU_ISA chooses at the first use.
+// Those compiled in, fastest first; those of them that this machine can run; the one in use; and the choice of another
+// (Error on an unknown name). RNNKERN_CPU_ISA chooses at the first use.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> cpu_isas();
 std::string cpu_isa();

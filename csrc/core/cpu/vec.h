@@ -254,7 +254,7 @@ RNNKERN_INLINE Vec<C> sigmoid_(Vec<C> x) {
 }
 
 // x p(x^2) / q(x^2), the least largest relative error on [-9, 9], 2.1e-8 beside that of rounding (Remez), which may not
-// lead beyond 1. From 9.3 to the limit the quotient is more than 1, so that tanh is 1 there, and its derivative zero.
+// lead beyond 1. From 9.4 to the limit the quotient is more than 1, so that tanh is 1 there, and its derivative zero.
 RNNKERN_INLINE Vec<float> tanh_(Vec<float> x) {
   static constexpr float p[] = {0.999999979451f, 0.133810271537f, 0.00349558998706f, 2.06091146863e-5f,
                                 1.3354708254e-8f};
