@@ -20,8 +20,8 @@ RUNNER = ("timing.py", "measure.py", "suites.py", "adapters/*.py", "limits/*.c*"
 
 
 def source_version() -> tuple[str | None, bool]:
-    """The commit of the checkout that this file lies in (None outside of one), and whether files differ from it, but for
-    the results."""
+    """The commit of the checkout that this file lies in (None outside of one), and whether files beside the results
+    differ from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
