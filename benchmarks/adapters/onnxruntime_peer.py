@@ -46,13 +46,13 @@ def build(data: Data) -> Callable[[int], list[Tensor]]:
     model = onnx_model(data.layer, with_state=bool(data.state), with_lengths=problem.packed)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
-    outputs, state = outputs_of(data), dict(zip(["h_0", "c_0"], data.state, strict=False))
+    outputs, given = outputs_of(data), dict(zip(["h_0", "c_0"], data.state, strict=False))
     if problem.packed:  # they stay padded here: behind a length it multiplies all the same, and skips the gates
-        state["lengths"] = data.lengths.int()
+        given["lengths"] = data.lengths.int()
     bindings = []
     for x in data.inputs:
         binding = session.io_binding()
-        for name, tensor in {"x": x, **state}.items():
+        for name, tensor in {"x": x, **given}.items():
             dtype = "int32" if name == "lengths" else "float32"
             binding.bind_input(name, "cpu", 0, dtype, tuple(tensor.shape), tensor.data_ptr())
         for name, tensor in outputs.items():
@@ -64,7 +64,7 @@ def build(data: Data) -> Callable[[int], list[Tensor]]:
         run(bindings[i % count])
         return kept
 
-    call.inputs = (data.inputs, state)  # the bindings hold bare pointers into these
+    call.inputs = (data.inputs, given)  # the bindings hold bare pointers into these
     if problem.packed:
         call.results = lambda raw: [data.packed(raw[0].view(problem.steps, problem.batch, -1)).data, *raw[1:]]
     return call
@@ -121,7 +121,7 @@ def onnx_model(layer: nn.RNNBase, with_state: bool, with_lengths: bool = False):
     if layer.bidirectional:
         merged = constant("merged", torch.tensor([0, 0, -1]))
     elif layer.num_layers > 1:
-        direction = constant("direction", torch.tensor([1]))
+        axis = constant("axis", torch.tensor([1]))
     x = "x"
     for k in range(layer.num_layers):
         last = k == layer.num_layers - 1
@@ -138,14 +138,14 @@ def onnx_model(layer: nn.RNNBase, with_state: bool, with_lengths: bool = False):
             node("Transpose", [result], [f"t_{k}"], perm=[0, 2, 1, 3])
             node("Reshape", [f"t_{k}", merged], [y])
         elif not last:
-            node("Squeeze", [result, direction], [y])
+            node("Squeeze", [result, axis], [y])
         x = y
     if layer.num_layers > 1:
         for s in states:
             node("Concat", [f"{s}_n_{k}" for k in range(layer.num_layers)], [f"{s}_n"], axis=0)
 
-    def value(name: str, *shape: int | str, type=TensorProto.FLOAT):
-        return helper.make_tensor_value_info(name, type, shape)
+    def value(name: str, *shape: int | str, element=TensorProto.FLOAT):
+        return helper.make_tensor_value_info(name, element, shape)
 
     rows = layer.num_layers * len(directions)
     state_shape = (rows, "B", layer.hidden_size)
@@ -153,7 +153,7 @@ def onnx_model(layer: nn.RNNBase, with_state: bool, with_lengths: bool = False):
     if with_state:
         inputs += [value(f"{s}_0", *state_shape) for s in states]
     if with_lengths:
-        inputs.append(value("lengths", "B", type=TensorProto.INT32))
+        inputs.append(value("lengths", "B", element=TensorProto.INT32))
     width = len(directions) * layer.hidden_size
     results = [value("y", "T", "B", width) if layer.bidirectional else value("y", "T", 1, "B", width)]
     results += [value(f"{s}_n", *state_shape) for s in states]
