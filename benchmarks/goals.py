@@ -15,6 +15,7 @@ from goal import Case, Goal
 from goals_cpu import CPU
 from goals_gpu import GPU
 from stats import LEAST_PAIRS, LEAST_PROCESSES, SLOWER
+from suites import Problem
 
 OUT = Path(__file__).with_name("GOALS.md")
 
@@ -47,15 +48,20 @@ class Line:
 
 
 def lines(goals: list[Goal], found: list[Run]) -> list[Line]:
-    cases = [Case(problem, sides, run) for run in found for problem, sides in run.problems()]
+    """A problem that stands in several runs counts once, as the latest has it that can say."""
+    in_order = sorted(found, key=lambda run: run.results.created)
+    cases = [Case(problem, sides, run) for run in in_order for problem, sides in run.problems()]
     result = []
     for goal in goals:
-        places: dict[str, list[Case]] = {}
+        places: dict[str, dict[Problem, float | None]] = {run.where: {} for run in found}
         for case in cases:
             if goal.about(case):
-                places.setdefault(case.run.where, []).append(case)
+                here = places[case.run.where]
+                value = goal.value(case)
+                here[case.problem] = here.get(case.problem) if value is None else value
+        places = {where: here for where, here in places.items() if here}
         for where, here in places.items():
-            values = [(value, case.problem.name) for case in here if (value := goal.value(case)) is not None]
+            values = [(value, problem.name) for problem, value in here.items() if value is not None]
             result.append(Line(goal, where, values, len(here)))
         if not places:
             result.append(Line(goal, "", [], 0))
@@ -83,7 +89,7 @@ those that the goal is about. "better peer": the better of torch.nn and ONNX Run
 of samples that were taken right after each other. Floors are computed from what the same machine was measured to do.
 "Nowhere slower": the lower end of the bootstrap 95 % interval of the median ratio is at least {SLOWER}, over at least
 {LEAST_PAIRS} pairs from {LEAST_PROCESSES} processes; with fewer a problem counts as not measured well enough.
-"7 of 8 do": so many of the problems meet the goal.
+"7 of 8 do": so many of the problems meet the goal; one that stands in several files counts once, by the latest.
 
 ## CPU
 

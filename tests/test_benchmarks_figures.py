@@ -95,6 +95,16 @@ def test_a_goal_shows_its_worst_problem():
     assert cells(work, wanted, []) == ["not measured", ""]
 
 
+def test_a_problem_in_two_runs_counts_once_by_the_latest_that_can_say():
+    work, wanted = "large batch (B ≥ 64), inference", "nowhere slower"
+    older, newer = run([(LSTM, 1.2)]), run([(LSTM, 0.8)])
+    older.results.created, newer.results.created = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
+    for found in ([older, newer], [newer, older]):
+        assert cells(work, wanted, found) == ["0.80× (LSTM inference H 256 B 64 T 100)", "**not met**: 0 of 1 do"]
+    newer.results.rows = [row for row in newer.results.rows if row.side != "onnxruntime"]
+    assert cells(work, wanted, [older, newer]) == ["1.20× (LSTM inference H 256 B 64 T 100)", "met"]
+
+
 def test_few_pairs_or_processes_prove_nothing():
     work, wanted = "large batch (B ≥ 64), inference", "nowhere slower"
     assert cells(work, wanted, [run([(LSTM, 1.2)], processes=2, samples=20)])[0].startswith("not measured well enough")
