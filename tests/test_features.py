@@ -184,35 +184,12 @@ def test_masks_do_not_depend_on_the_dtype(dtype, calls, device):
     options = {"recurrent_dropout": 0.3, "weight_dropout": 0.3, "zoneout": 0.3}
     for one in (torch.float64, dtype):
         layer = make("LSTM", 5, 64, dtype=one, device=device, **options)
+        torch.nn.init.ones_(layer.weight_hh_l0)  # torch before 2.13 draws zeros in 16 bits
         torch.manual_seed(9)
         layer(X.to(device, one))
     (expected, _, _), (found, _, _) = calls
     for masked in (lambda given: given[1][1], lambda given: given[7], lambda given: given[8], lambda given: given[9]):
         assert torch.equal(masked(found) != 0, masked(expected) != 0)
-
-
-@every_layer
-@pytest.mark.parametrize(
-    "options",
-    [{"dropout": 0.5}, {"recurrent_dropout": 0.5}, {"zoneout": 0.3}, {"heads": 2}, {"recompute": True}],
-    ids=str,
-)
-@pytest.mark.parametrize("training", [True, False])
-def test_functions_take_the_options_of_the_modules(name, options, training):
-    layer = make(name, 5, 8, 2, **options).train(training)
-    given = {"lengths": torch.tensor([6, 3, 0, 1]), "reset_mask": torch.rand(6, 4) < 0.3}
-    given["return_state_sequence"] = True
-    function = getattr(rnnkern.functional, name.lower())
-    torch.manual_seed(9)
-    expected = layer(X, **given)
-    torch.manual_seed(9)
-    assert_close(function(X, None, layer.parameters(), num_layers=2, training=training, **options, **given),
-                 expected)  # fmt: skip
-
-
-def test_the_function_of_a_gru_takes_its_reset_gates_place():
-    layer = make("GRU", 5, 8, reset_after=False)
-    assert_close(rnnkern.functional.gru(X, None, list(layer.parameters()), reset_after=False), layer(X))
 
 
 @pytest.mark.parametrize("option", ["recurrent_dropout", "zoneout"])

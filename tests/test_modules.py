@@ -18,7 +18,7 @@ from comparison import (
     states,
     tensors_of,
 )
-from layer_inputs import every_case, every_layer, packed, padded
+from layer_inputs import every_case, every_layer, make, packed, padded
 
 # --- equal to torch.nn ------------------------------------------------------------------------------------------------
 
@@ -212,6 +212,30 @@ def test_the_functions_are_the_modules(name, variant):
     assert_close(function(x, hx, list(ours.parameters()), **keywords), ours(x, hx))
     keywords["batch_first"] = False
     assert_close(function(packed(), None, list(ours.parameters()), **keywords), ours(packed()))
+
+
+@every_layer
+@pytest.mark.parametrize(
+    "options",
+    [{"dropout": 0.5}, {"recurrent_dropout": 0.5}, {"zoneout": 0.3}, {"heads": 2}, {"recompute": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_functions_take_the_options_of_the_modules(name, options, training):
+    layer, x = make(name, 5, 8, 2, **options).train(training), padded()
+    given = {"lengths": torch.tensor([6, 3, 0, 1]), "reset_mask": torch.rand(6, 4) < 0.3}
+    given["return_state_sequence"] = True
+    function = getattr(rnnkern.functional, name.lower())
+    torch.manual_seed(9)
+    expected = layer(x, **given)
+    torch.manual_seed(9)
+    assert_close(function(x, None, layer.parameters(), num_layers=2, training=training, **options, **given),
+                 expected)  # fmt: skip
+
+
+def test_the_function_of_a_gru_takes_its_reset_gates_place():
+    layer, x = make("GRU", 5, 8, reset_after=False), padded()
+    assert_close(rnnkern.functional.gru(x, None, list(layer.parameters()), reset_after=False), layer(x))
 
 
 def test_every_tensor_of_a_function_may_require_a_gradient():
