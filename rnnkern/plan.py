@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import _C, autocast, autograd, checks, ops
@@ -17,6 +18,7 @@ from rnnkern.modules import Recurrent
 from rnnkern.quantized import QuantizedLayer
 
 Layer = Recurrent | RecurrentCell | QuantizedLayer
+_OF_A_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 _BY_REFERENCE = "double backward and jvp differentiate the reference formula: plain torch, step by step"
 _INT8 = "the weights are int8, packed once: float32 inference on the CPU, without gradients"
@@ -130,6 +132,19 @@ def _sweep(sweep: dict[str, Any]) -> str:
     return f"{sweep['strategy']}{layout}; {sweep['bytes']:,} bytes; {time}"
 
 
+def _made_of(layer: Layer, recurse: bool) -> list[Tensor]:
+    """The tensors that the float weights are made of; `recurse`: those of parametrisations too. To look evaluates none
+    of these, which may draw numbers or change themselves."""
+    names = [] if isinstance(layer, QuantizedLayer) else getattr(layer, "_flat_weights_names", _OF_A_CELL)
+    found: list[Tensor] = []
+    for name in names:
+        if parametrize.is_parametrized(layer, name):
+            found += layer.parametrizations[name].parameters(recurse)  # type: ignore[index, union-attr]
+        elif (weight := getattr(layer, name)) is not None:
+            found.append(weight)
+    return found
+
+
 def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
     """The arguments of `_C.plan` for the first layer."""
     packed = isinstance(input, PackedSequence)
@@ -150,17 +165,16 @@ def _problem(layer: Layer, input: Tensor | PackedSequence) -> dict[str, Any]:
     device = x.device
     if device.type not in checks.BACKENDS[:-1]:
         raise checks.no_backend(device)
-    weights = [] if isinstance(layer, QuantizedLayer) else layer._weights()
     dtype = x.dtype
     if autocast.applies_to(x):
         dtype = torch.get_autocast_dtype(device.type)
     elif not isinstance(layer, QuantizedLayer):
-        checks.check_weights(x, weights)
+        checks.check_weights(x, _made_of(layer, recurse=False))
     if x.shape[-1] != layer.input_size:
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {layer.input_size}, got {x.shape[-1]}"
         )
-    gradient = autograd.recording() and any(t.requires_grad for t in (x, *weights))
+    gradient = autograd.recording() and any(t.requires_grad for t in (x, *_made_of(layer, recurse=True)))
     problem = {
         "cell": layer._cell,
         "dtype": str(dtype).removeprefix("torch."),

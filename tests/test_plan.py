@@ -159,6 +159,32 @@ def test_a_plan_asks_the_weights_alone():
     assert rnnkern.plan(layer, X)["saved_bytes"] == 0
 
 
+@pytest.mark.parametrize(("make", "weight"), [(rnnkern.LSTM, "weight_hh_l0"), (rnnkern.LSTMCell, "weight_hh")])
+def test_to_look_evaluates_no_parametrisation(make, weight):
+    layer, x = torch.nn.utils.parametrizations.spectral_norm(make(5, 8), weight), X if make is rnnkern.LSTM else X[0]
+    before = copy.deepcopy(layer.state_dict())
+    state = torch.get_rng_state()
+    assert rnnkern.plan(layer, x)["saved_bytes"] > 0 and rnnkern.explain(layer, x)
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_plan_knows_what_trains_a_parametrised_weight():
+    """An adapter's own numbers, of another dtype than the frozen weight that it is beside."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, weight):
+            return weight * self.scale.to(weight.dtype)
+
+    layer = rnnkern.GRU(5, 8).requires_grad_(False)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", Adapter())
+    assert layer(X)[0].requires_grad and rnnkern.plan(layer, X)["saved_bytes"] > 0
+
+
 def test_members_of_an_ensemble_that_follow_each_other_share_memory():
     """Of both directions too, the second of which adds to the first's gradient of x."""
     sizes = {"steps": 50, "batch": 4, "rows": 200, "input_size": 64, "hidden_size": 64}

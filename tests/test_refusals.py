@@ -93,36 +93,21 @@ UNSUPPORTED = {
         "torch.jit.script cannot take a layer of int8 weights, TorchScript has no operator for it: "
         "script to_torch() of the layer that it was made of",
     ),
-    "to_torch with heads": (
-        lambda: LSTM(5, 8, heads=2).to_torch(),
-        ValueError,
-        "torch.nn has no LSTM with heads=2",
-    ),
-    "to_torch with zoneout": (
-        lambda: GRU(5, 8, zoneout=0.1).to_torch(),
-        ValueError,
-        "torch.nn has no GRU with zoneout=0.1",
-    ),
-    "to_torch with recurrent dropout": (
-        lambda: LSTM(5, 8, recurrent_dropout=0.1).to_torch(),
-        ValueError,
-        "torch.nn has no LSTM with recurrent_dropout=0.1",
-    ),
-    "to_torch with weight dropout": (
-        lambda: LSTM(5, 8, weight_dropout=0.1).to_torch(),
-        ValueError,
-        "torch.nn has no LSTM with weight_dropout=0.1",
-    ),
-    "to_torch with reset before": (
-        lambda: GRU(5, 8, reset_after=False).to_torch(),
-        ValueError,
-        "torch.nn has no GRU with reset_after=False",
-    ),
-    "to_torch with sigmoid": (
-        lambda: RNN(5, 8, nonlinearity="sigmoid").to_torch(),
-        ValueError,
-        "torch.nn has no RNN with nonlinearity='sigmoid'",
-    ),
+    **{
+        f"to_torch with {keyword}": (
+            lambda cls=cls, keyword=keyword, value=value: cls(5, 8, **{keyword: value}).to_torch(),
+            ValueError,
+            f"torch.nn has no {cls.__name__} with {keyword}={value!r}",
+        )
+        for cls, keyword, value in [
+            (LSTM, "heads", 2),
+            (GRU, "zoneout", 0.1),
+            (LSTM, "recurrent_dropout", 0.1),
+            (LSTM, "weight_dropout", 0.1),
+            (GRU, "reset_after", False),
+            (RNN, "nonlinearity", "sigmoid"),
+        ]
+    },
     "a layer of torch.nn in plan": (
         lambda: rnnkern.plan(nn.LSTM(5, 8), X),
         TypeError,
