@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,7 +39,10 @@ print(digest.hexdigest())
 def test_fresh_processes_give_the_same_bits_forward_and_backward(threads, device):
     command = [sys.executable, "-c", PROGRAM, threads, device]
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # as torch asks on CUDA
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    where = Path(rnnkern.__file__).parents[1]  # so that the programs find this build
+    processes = [
+        subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)
+    ]
     first, second = (process.communicate()[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0]
     assert len(first.strip()) == 64

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,7 +204,12 @@ def run_with(**environment):
         "    print('ValueError', error)\n"
     )
     return subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=Path(rnnkern.__file__).parents[1],  # a program finds this build, not one where the tests were started
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
 
 
