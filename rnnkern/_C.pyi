@@ -1,7 +1,9 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+
+from rnnkern.int8 import Weights
 
 def build_info() -> dict[str, Any]: ...
 def strategies() -> list[str]: ...
@@ -37,16 +39,20 @@ def plan(
 def cached_cast(parameter: Tensor) -> Tensor: ...
 def infer(
     x: Tensor,
-    weights: Sequence[Tensor],
-    h_0: Tensor | None,
-    c_0: Tensor | None,
+    weights: Sequence[Tensor] | Weights,
+    hx: Any,
     cell: str,
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
     heads: int,
     zoneout: float,
-    biases: Sequence[Tensor] = (),
-    hidden_size: int = 0,
-    proj_size: int = 0,
+) -> tuple[Tensor, Any] | None: ...
+def infer_step(
+    layer: Any,
+    forward: Callable[..., Any],
+    must_be_empty: tuple[str, ...],
+    x: Tensor,
+    hx: Any,
+    weights: Weights | None,
 ) -> tuple[Tensor, Any] | None: ...

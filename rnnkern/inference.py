@@ -4,15 +4,19 @@ small steps. Taken only where nobody would notice; everything else goes the long
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnkern import _C, int8
-from rnnkern.checks import initial_states
-from rnnkern.torch_private import dual_level
+from rnnkern.torch_private import GLOBAL_HOOKS, MODULE_HOOKS, dual_level
+
+# What arguments that are not what a layer takes make the kernels' call raise.
+REFUSALS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+# Attributes of a layer: what they hold runs beside its forward, or makes a step impossible.
+EMPTY_IN_A_PLAIN_LAYER = ("bidirectional", *MODULE_HOOKS)
 
 
 def infer(
@@ -35,14 +39,23 @@ def infer(
     if torch.compiler.is_compiling() or dual_level():
         return None
     try:
-        h_0, c_0 = initial_states(hx, cell)
-        if not isinstance(weights, int8.Weights):
-            return _C.infer(x, weights, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout)
-        if x.shape[-1] != weights.input_size:  # packed weights are as wide as the next multiple of four
-            return None
-        return _C.infer(
-            x, weights.packed, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout, weights.biases,
-            weights.hidden_size, weights.proj_size,
-        )  # fmt: skip
-    except (RuntimeError, ValueError, TypeError, IndexError):
+        return _C.infer(x, weights, hx, cell, num_layers, bidirectional, batch_first, heads, zoneout)
+    except REFUSALS:
+        return None
+
+
+def infer_step(
+    layer: Any, forward: Callable[..., Any], x: Tensor, hx: Any, weights: int8.Weights | None = None
+) -> tuple[Tensor, Any] | None:
+    """One step `[B, I]` or `[I]` by a layer's parameters, or by `weights`: `(output, hx)`.
+
+    Returns:
+        None as from `infer`, where a call of the layer would run more than the method `forward`, and where its
+        parameters are made of others.
+    """
+    if torch.compiler.is_compiling() or dual_level() or any(GLOBAL_HOOKS):
+        return None
+    try:
+        return _C.infer_step(layer, forward, EMPTY_IN_A_PLAIN_LAYER, x, hx, weights)
+    except REFUSALS:
         return None

@@ -15,8 +15,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import checks, functional
-from rnnkern.inference import infer
-from rnnkern.torch_private import GLOBAL_HOOKS
+from rnnkern.inference import infer_step
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -97,7 +96,7 @@ class Recurrent(torch.nn.RNNBase):
         """The parameters as they are now, flat, in torch's order."""
         parameters = self._parameters
         try:
-            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
+            return list(map(parameters.__getitem__, self._flat_weights_names))  # type: ignore[arg-type]
         except KeyError:  # parametrised, or a replica of DataParallel
             return [getattr(self, name) for name in self._flat_weights_names]
 
@@ -138,8 +137,10 @@ class Recurrent(torch.nn.RNNBase):
             input_t: `[B, I]` or `[I]`.
             hx: as `forward` takes and gives it.
         """
-        is_random = self.training and (self.dropout or self.recurrent_dropout or self.weight_dropout or self.zoneout)
-        return step_of(self, Recurrent, bool(is_random), input_t, hx)
+        result = None
+        if not (self.training and (self.dropout or self.recurrent_dropout or self.weight_dropout or self.zoneout)):
+            result = infer_step(self, Recurrent.forward, input_t, hx)
+        return step_by_forward(self, input_t, hx) if result is None else result
 
     def to_torch(self) -> torch.nn.RNNBase:
         """The equal torch.nn layer, sharing parameters and training mode; ValueError where there is none."""
@@ -168,51 +169,6 @@ class Recurrent(torch.nn.RNNBase):
             f"torch.jit.script cannot take rnnkern.{type(self).__name__}, TorchScript has no operator for it: "
             "script layer.to_torch(), the equal torch.nn layer"
         )
-
-
-def overrides_forward(module: torch.nn.Module, cls: type[torch.nn.Module]) -> bool:
-    """Whether a call of `module` runs another `forward` than that of `cls`."""
-    return type(module).forward is not cls.forward or "forward" in vars(module)
-
-
-def step_of(layer: Any, cls: type[torch.nn.Module], is_random: bool, input_t: Tensor, hx: Any) -> tuple[Tensor, Any]:
-    """One time step of a layer: by the kernels alone where `forward` would be no other than that of `cls`, no hook runs
-    and no mask is drawn, else by a call of the layer."""
-    if not (
-        layer.bidirectional
-        or is_random
-        or overrides_forward(layer, cls)
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or any(GLOBAL_HOOKS)
-        or "parametrizations" in layer._modules  # `forward` would evaluate them a second time
-    ):
-        result = direct_step(layer, input_t, hx)
-        if result is not None:
-            return result
-    return step_by_forward(layer, input_t, hx)
-
-
-def direct_step(layer: Any, input_t: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
-    """The step by the kernels alone; None where `infer` gives none."""
-    cell = layer._cell
-    batched = input_t.dim() == 2
-    if not batched:
-        if input_t.dim() != 1:
-            return None
-        input_t = input_t.unsqueeze(0)
-        try:
-            if hx is not None:
-                hx = [s.unsqueeze(1) for s in checks.lstm_states(hx, cell)] if cell == "lstm" else hx.unsqueeze(1)
-        except (AttributeError, TypeError, IndexError, RuntimeError):
-            return None
-    result = infer(cell, input_t, hx, layer._weights(), layer.num_layers, False, False, layer.heads, layer.zoneout)
-    if batched or result is None:
-        return result
-    y, state = result
-    return y.squeeze(0), tuple(s.squeeze(1) for s in state) if cell == "lstm" else state.squeeze(1)
 
 
 def step_by_forward(layer: Any, input_t: Tensor, hx: Any) -> tuple[Tensor, Any]:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import cells, functional, int8, modules
 from rnnkern.convert import M, as_ours, check_is_module, compiled_inside, other_meaning, plain_class, replace
+from rnnkern.inference import infer_step
 
 
 class QuantizedLayer(nn.Module):
@@ -73,7 +74,8 @@ class QuantizedLayer(nn.Module):
 
     def step(self, input_t: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """One time step `[B, I]` or `[I]` of a stream: `(output_t, hx)`, equal to `forward` on one step."""
-        return modules.step_of(self, QuantizedLayer, False, input_t, hx)
+        result = infer_step(self, QuantizedLayer.forward, input_t, hx, self._weights())
+        return modules.step_by_forward(self, input_t, hx) if result is None else result
 
     def extra_repr(self) -> str:
         return f"{self.shown}, weights=int8"

@@ -38,6 +38,9 @@ older_vmap_batched = torch._C._functorch.is_legacy_batchedtensor
 older_vmap_enter = torch._add_batch_dim  # (tensor, dim, level)
 older_vmap_leave = torch._remove_batch_dim  # (tensor, level, size where it has no such level, dim)
 
+# Attributes of a module that hold what its call runs beside its forward.
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 # Hooks of all modules at once; torch adds to these dictionaries and never replaces them.
 GLOBAL_HOOKS: tuple[Mapping[int, Any], ...] = (
     module._global_forward_hooks,

@@ -141,15 +141,25 @@ std::string force_strategy(const std::string& wanted) {
   return before;
 }
 
-Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
+Plan cpu_plan(const Problem& problem, int threads) {
+  std::string const wanted = forced();
+  if (!wanted.empty()) find(wanted);  // throws where there is none of this name
   Plan plan;
+  plan.strategy = kStrategies[0].name;
+  share_work(problem, threads, plan);
+  plan.floor_us = floor_us(problem, plan.workers);
+  return plan;
+}
+
+Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
+  bool const on_cpu = problem.backend == Backend::cpu, known = !on_cpu && device != nullptr;
+  Plan plan = on_cpu ? cpu_plan(problem, threads) : Plan();
   std::string const wanted = forced();
   const Strategy* const only = wanted.empty() ? nullptr : find(wanted);
-  bool const on_cpu = problem.backend == Backend::cpu, known = !on_cpu && device != nullptr;
   for (const Strategy& strategy : kStrategies) {
     if (strategy.backend != problem.backend) {
       plan.rejected.emplace_back(strategy.name, std::string("runs on ") + name(strategy.backend));
-    } else if (known) {
+    } else if (known || strategy.name == plan.strategy) {
       continue;
     } else if (plan.strategy.empty()) {  // the first one of a backend serves everything
       plan.strategy = strategy.name;
@@ -173,11 +183,7 @@ Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
   if (plan.strategy.empty()) {
     throw Error{std::string("no strategy for device '") + name(problem.backend) + "' was compiled in"};
   }
-  if (on_cpu) {
-    share_work(problem, threads, plan);
-    plan.floor_us = floor_us(problem, plan.workers);
-    return plan;
-  }
+  if (on_cpu) return plan;
   plan.bytes = sweep_bytes(problem, Sweep::forward, nullptr);
   if (problem.save) plan.bytes = std::max(plan.bytes, sweep_bytes(problem, Sweep::backward, nullptr));
   return plan;

@@ -40,6 +40,9 @@ std::string force_strategy(const std::string& name);
 // the GPU that would run it, null: unknown, so that `stepwise` does.
 Plan plan(const Problem& problem, int threads, const DeviceFacts* device = nullptr);
 
+// The same on the CPU, without what it says of the other strategies: for every call.
+Plan cpu_plan(const Problem& problem, int threads);
+
 // How to run one sweep on a GPU, with the forced strategy; `us` and `bytes` are those of typical_steps(). Asked again,
 // it is only looked up.
 std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, const DeviceFacts& device);

@@ -74,11 +74,10 @@ inline size_t size_of(Dtype dtype) {
 // The entry of kCellNames or kDtypeNames with this name.
 template <class Entry, size_t N>
 const Entry& find_name(const Entry (&entries)[N], const char* what, std::string_view name) {
-  std::string known;
-  for (const Entry& entry : entries) {
+  for (const Entry& entry : entries)
     if (name == entry.name) return entry;
-    known += (known.empty() ? "" : ", ") + std::string(entry.name);
-  }
+  std::string known;
+  for (const Entry& entry : entries) known += (known.empty() ? "" : ", ") + std::string(entry.name);
   throw Error{std::string(what) + ": expected one of " + known + ", got '" + std::string(name) + "'"};
 }
 

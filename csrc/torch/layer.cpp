@@ -55,17 +55,23 @@ class Checker {
  public:
   Checker(const Tensor& x, Layer& layer) : x_(x), layer_(layer) {}
 
-  Tensor operator()(const Tensor& tensor, const char* name, Shape shape, at::ScalarType dtype) const {
-    if (layer_.ensemble) shape.insert(shape.begin(), layer_.members);
-    check_tensor(tensor, name, shape, dtype, x_.device());
+  // Owned by the layer, whose list is long enough for all.
+  const Tensor& operator()(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) const {
+    if (layer_.ensemble) {
+      Shape whole{layer_.members};
+      whole.append(shape.begin(), shape.end());
+      check_tensor(tensor, name, whole, dtype, x_.device());
+    } else {
+      check_tensor(tensor, name, shape, dtype, x_.device());
+    }
     // A member that is expanded or strided keeps its place.
     bool const dense = tensor.is_contiguous() || (layer_.ensemble && layer_.members > 0 &&
                                                   tensor.select(0, 0).is_contiguous() && tensor.stride(0) >= 0);
     layer_.owned.push_back(dense ? tensor : tensor.contiguous());
     return layer_.owned.back();
   }
-  Tensor operator()(const Tensor& tensor, const char* name, Shape shape) const {
-    return (*this)(tensor, name, std::move(shape), x_.scalar_type());
+  const Tensor& operator()(const Tensor& tensor, const char* name, at::IntArrayRef shape) const {
+    return (*this)(tensor, name, shape, x_.scalar_type());
   }
 
  private:
@@ -238,28 +244,33 @@ Layer::Layer(const LayerArguments& arguments) {
 
   owned.reserve(size_t(count) + 10);
   Checker const check(x, *this);
-  auto optional = [&](const OptionalTensor& tensor, const char* name, Shape shape, at::ScalarType dtype) {
-    return tensor && tensor->defined() ? check(*tensor, name, std::move(shape), dtype) : Tensor();
+  Tensor const absent;
+  auto const state = [&](const OptionalTensor& tensor, const char* name, int64_t width) -> const Tensor& {
+    return tensor && tensor->defined() ? check(*tensor, name, {directions, batch, width}) : absent;
   };
-  auto const rows = [&](Shape before, Shape after) {
+  auto const rows = [&](at::IntArrayRef before, at::IntArrayRef after) {
+    Shape all(before.begin(), before.end());
     if (packed)
-      before.push_back(problem.rows);
+      all.push_back(problem.rows);
     else
-      before.insert(before.end(), {problem.steps, batch});
-    before.insert(before.end(), after.begin(), after.end());
-    return before;
+      all.append({problem.steps, batch});
+    all.append(after.begin(), after.end());
+    return all;
   };
-  Tensor const input = check(x, "input", arguments.one_step ? Shape{batch, in} : rows({}, {in}));
+  auto const row_mask = [&](const OptionalTensor& tensor, const char* name, at::IntArrayRef before,
+                            at::IntArrayRef after) -> const Tensor& {
+    return tensor && tensor->defined() ? check(*tensor, name, rows(before, after), at::kBool) : absent;
+  };
+  const Tensor& input = check(x, "input", arguments.one_step ? Shape{batch, in} : rows({}, {in}));
   bool const has_cell = facts(problem.cell).has_cell;
   TORCH_CHECK_VALUE((has_cell && states) == (arguments.c_0 && arguments.c_0->defined()), "c_0: expected ",
                     has_cell ? "a tensor" : "None", " for cell ", arguments.cell);
-  Tensor const h_0 = optional(arguments.h_0, "h_0", {directions, batch, size}, x.scalar_type());
-  Tensor const c_0 = optional(arguments.c_0, "c_0", {directions, batch, hidden}, x.scalar_type());
-  Tensor const reset = optional(arguments.reset_mask, "reset_mask", rows({}, {}), at::kBool);
-  Tensor const mask = optional(arguments.recurrent_mask, "recurrent_mask", {directions, batch, size}, x.scalar_type());
-  Tensor const zone_h = optional(arguments.zoneout_h, "zoneout_h", rows({directions}, {size}), at::kBool);
-  Tensor const zone_c =
-      has_cell ? optional(arguments.zoneout_c, "zoneout_c", rows({directions}, {hidden}), at::kBool) : Tensor();
+  const Tensor& h_0 = state(arguments.h_0, "h_0", size);
+  const Tensor& c_0 = state(arguments.c_0, "c_0", hidden);
+  const Tensor& reset = row_mask(arguments.reset_mask, "reset_mask", {}, {});
+  const Tensor& mask = state(arguments.recurrent_mask, "recurrent_mask", size);
+  const Tensor& zone_h = row_mask(arguments.zoneout_h, "zoneout_h", {directions}, {size});
+  const Tensor& zone_c = has_cell ? row_mask(arguments.zoneout_c, "zoneout_c", {directions}, {hidden}) : absent;
   Tensor lengths, batch_sizes;
   if (arguments.lengths && arguments.lengths->defined()) {
     TORCH_CHECK_VALUE(!packed, "lengths: expected None with a packed input, got a tensor");
@@ -274,20 +285,20 @@ Layer::Layer(const LayerArguments& arguments) {
   problem.recurrent_mask = mask.defined();
   problem.zoneout = zone_h.defined() || arguments.zoneout > 0;
 
-  std::vector<Tensor> weights;
+  const Tensor* const weights = owned.data() + owned.size();
   for (int64_t i = 0; i < count; ++i) {
     int64_t const which = i % weights_per_direction;
     const Tensor& weight = arguments.weights[i];
     if (problem.int8)
-      weights.push_back(check(weight, which == 0 ? "bias_ih" : "bias_hh", {gates * hidden}));
+      check(weight, which == 0 ? "bias_ih" : "bias_hh", {gates * hidden});
     else if (which == 0)
-      weights.push_back(check(weight, "weight_ih", {gates * hidden, in}));
+      check(weight, "weight_ih", {gates * hidden, in});
     else if (which == 1)
-      weights.push_back(check(weight, "weight_hh", {gates * hidden, size / heads}));
+      check(weight, "weight_hh", {gates * hidden, size / heads});
     else if (projection && which == weights_per_direction - 1)
-      weights.push_back(check(weight, "weight_hr", {size, hidden}));
+      check(weight, "weight_hr", {size, hidden});
     else
-      weights.push_back(check(weight, which == 2 ? "bias_ih" : "bias_hh", {gates * hidden}));
+      check(weight, which == 2 ? "bias_ih" : "bias_hh", {gates * hidden});
   }
 
   auto const bytes = int64_t(size_of(problem.dtype));
@@ -295,7 +306,7 @@ Layer::Layer(const LayerArguments& arguments) {
   for (int64_t i = 0; i < problem.groups; ++i) {
     int64_t const n = i / directions, d = i % directions;
     Group& group = groups[i];
-    const Tensor* const own = weights.data() + d * weights_per_direction;
+    const Tensor* const own = weights + d * weights_per_direction;
     group.reverse = d == 1;
     group.schedule.lengths = member<int64_t>(lengths, ensemble, n);
     group.schedule.reset = member<bool>(reset, ensemble, n);
@@ -352,7 +363,7 @@ void run_forward(Layer& layer) {
                       });
     }
 #endif
-    Plan const plan = rnnkern::plan(layer.problem, max_workers());
+    Plan const plan = cpu_plan(layer.problem, max_workers());
     TorchCpuPlatform platform;
     simd_forward(layer.problem, layer.groups, plan, platform);
   });
@@ -360,7 +371,7 @@ void run_forward(Layer& layer) {
 
 void run_forward(Int8Layer& layer) {
   translate_errors([&] {
-    Plan const plan = rnnkern::plan(layer.problem, max_workers());
+    Plan const plan = cpu_plan(layer.problem, max_workers());
     TorchCpuPlatform platform;
     simd_int8_forward(layer.problem, layer.groups, layer.packed_weights, plan, platform);
   });
@@ -377,7 +388,7 @@ void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients) {
                       });
     }
 #endif
-    Plan const plan = rnnkern::plan(layer.problem, max_workers());
+    Plan const plan = cpu_plan(layer.problem, max_workers());
     TorchCpuPlatform platform;
     simd_backward(layer.problem, layer.groups, gradients, plan, platform);
   });

@@ -1,9 +1,6 @@
 // rnnkern._C: loads the operators, and answers what Python asks about the build and about plans.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty.h>
-#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -15,6 +12,7 @@
 #include <sstream>
 
 #include "../core/cpu/simd.h"
+#include "infer.h"
 #include "layer.h"
 #if defined(RNNKERN_WITH_CUDA)
 #include "../core/cuda/stationary/device.h"
@@ -159,110 +157,123 @@ bool is_plain(py::handle object) {
   return !tensor.is_neg() && !tensor._is_zerotensor() && !(recorded && tensor.requires_grad());
 }
 
-// All layers' weights, flat. In int8: with the biases apart, and the sizes that packed weights do not show.
-struct Weights {
-  std::vector<Tensor> all, biases;
-  int64_t hidden_size = 0, proj_size = 0;
-};
-
-at::TensorList of_layer(const std::vector<Tensor>& all, int64_t l, int64_t num_layers) {
-  size_t const count = all.size() / num_layers;
-  return {all.data() + l * count, count};
-}
-
-// All layers without autograd, on x [T, B, I] (`batch_first`: [B, T, I]) or one time step [B, I]: (y, h_n, c_n). The
-// states are zero where none are given.
-std::tuple<Tensor, Tensor, OptionalTensor> infer(const Tensor& x, const Weights& weights, const OptionalTensor& h_0,
-                                                 const OptionalTensor& c_0, const std::string& cell, int64_t num_layers,
-                                                 bool bidirectional, bool batch_first, int64_t heads, double zoneout) {
-  RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
-  at::AutoDispatchBelowAutograd below;
-  int64_t const directions = bidirectional ? 2 : 1, state_rows = num_layers * directions;
-  for (auto const* tensors : {&weights.all, &weights.biases})
-    TORCH_CHECK_VALUE(num_layers > 0 && tensors->size() % num_layers == 0, "weights: expected a multiple of ",
-                      num_layers, ", got ", tensors->size());
-  bool const one_step = x.dim() == 2, int8 = weights.hidden_size > 0;
-  auto const states_of_layer = [&](const OptionalTensor& states, const char* name, int64_t l) {
-    if (!states || num_layers == 1) return states.value_or(Tensor());
-    TORCH_CHECK_VALUE(states->dim() == 3 && states->size(0) == state_rows, name, ": expected ", state_rows,
-                      " layers and directions, got ", states->sizes());
-    return states->narrow(0, l * directions, directions);
-  };
-  OptionalTensor h_n, c_n;
-  OptionalTensor const none;
-  Tensor output = batch_first && !one_step ? x.transpose(0, 1) : x;
-  auto const run = [&](auto layer, int64_t l) {
-    Problem const& problem = layer.problem;
-    int64_t const batch = problem.batch, size = problem.state_size();
-    if (l == 0) {
-      h_n = at::empty({state_rows, batch, size}, x.options());
-      if (facts(problem.cell).has_cell) c_n = at::empty({state_rows, batch, problem.hidden_size}, x.options());
-    }
-    output = one_step ? at::empty({batch, directions * size}, x.options())
-                      : at::empty({problem.steps, batch, directions * size}, x.options());
-    layer.set_results(output, states_of_layer(h_n, "h_n", l), states_of_layer(c_n, "c_n", l));
-    run_forward(layer);
-  };
-  for (int64_t l = 0; l < num_layers; ++l) {
-    Tensor const input = output;
-    OptionalTensor const h = states_of_layer(h_0, "h_0", l), c = states_of_layer(c_0, "c_0", l);
-    at::TensorList const of_l = of_layer(weights.all, l, num_layers), biases = of_layer(weights.biases, l, num_layers);
-    LayerArguments const arguments{.x = input,
-                                   .weights = int8 ? biases : of_l,
-                                   .h_0 = h,
-                                   .c_0 = c,
-                                   .lengths = none,
-                                   .reset_mask = none,
-                                   .batch_sizes = none,
-                                   .recurrent_mask = none,
-                                   .zoneout_h = none,
-                                   .zoneout_c = none,
-                                   .zoneout = zoneout,
-                                   .cell = cell,
-                                   .bidirectional = bidirectional,
-                                   .heads = heads,
-                                   .ensemble = false,
-                                   .one_step = one_step,
-                                   .hidden_size = weights.hidden_size,
-                                   .proj_size = weights.proj_size};
-    if (int8) {
-      run(Int8Layer(arguments, of_l), l);
-    } else {
-      run(Layer(arguments), l);
-    }
+// Appends the tensors of a sequence; false if it is none, or holds something that is not plain.
+bool take_plain(py::handle sequence, std::vector<Tensor>& to) {
+  auto const items = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "expected a sequence"));
+  if (!items) {
+    PyErr_Clear();
+    return false;
   }
-  return {batch_first && !one_step ? output.transpose(0, 1) : output, *h_n, c_n};
+  Py_ssize_t const count = PySequence_Fast_GET_SIZE(items.ptr());
+  to.reserve(to.size() + size_t(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
+    if (!is_plain(item)) return false;
+    to.push_back(THPVariable_Unpack(item));
+  }
+  return true;
 }
 
-// The same for Python: (y, hx) as a layer gives them; None where something stands between a call and its kernels, or a
-// gradient is needed. `biases` and the sizes: of int8 weights.
-py::object infer_if_plain(py::handle x, const py::object& weights, py::handle h_0, py::handle c_0,
-                          const std::string& cell, int64_t num_layers, bool bidirectional, bool batch_first,
-                          int64_t heads, double zoneout, const py::object& biases, int64_t hidden_size,
-                          int64_t proj_size) {
-  auto const unpacked = [](py::handle object) -> OptionalTensor {
-    return object.is_none() ? OptionalTensor() : THPVariable_Unpack(object.ptr());
-  };
-  if (!straight_to_kernels() || !is_plain(x) || !(h_0.is_none() || is_plain(h_0)) || !(c_0.is_none() || is_plain(c_0)))
-    return py::none();
-  Weights own{{}, {}, hidden_size, proj_size};
-  auto const take = [](const py::list& from, std::vector<Tensor>& to) {
-    for (py::handle tensor : from) {
-      if (!is_plain(tensor)) return false;
-      to.push_back(THPVariable_Unpack(tensor.ptr()));
-    }
+// hx as a layer takes it: None, a tensor or, of an LSTM, a pair; false if it is something else.
+bool take_states(py::handle hx, OptionalTensor& h_0, OptionalTensor& c_0) {
+  if (hx.is_none()) return true;
+  if (is_plain(hx)) {
+    h_0 = THPVariable_Unpack(hx.ptr());
     return true;
-  };
-  if (!take(weights, own.all) || !take(biases, own.biases)) return py::none();
-  const Tensor& input = THPVariable_Unpack(x.ptr());
-  OptionalTensor const h = unpacked(h_0), c = unpacked(c_0);
-  auto const run = [&] {
-    py::gil_scoped_release released;
-    return infer(input, own, h, c, cell, num_layers, bidirectional, batch_first, heads, zoneout);
-  };
-  auto const [y, h_n, c_n] = run();
+  }
+  std::vector<Tensor> states;
+  if (THPVariable_Check(hx.ptr()) || !take_plain(hx, states) || states.size() != 2) return false;
+  h_0 = std::move(states[0]), c_0 = std::move(states[1]);
+  return true;
+}
+
+py::object attribute(py::handle object, PyObject* name) {
+  PyObject* const found = PyObject_GetAttr(object.ptr(), name);
+  if (!found) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(found);
+}
+// By a name that is made once.
+#define RNNKERN_ATTRIBUTE(object, name)                               \
+  [&] {                                                               \
+    static PyObject* const interned = PyUnicode_InternFromString(name); \
+    return attribute(object, interned);                               \
+  }()
+
+// Weights as `inference.infer` takes them: a sequence, or int8.Weights. False where they are not plain, or made for
+// another input (packed weights are as wide as the next multiple of four).
+bool take_weights(py::handle given, const Tensor& x, Weights& weights) {
+  if (PySequence_Check(given.ptr())) return take_plain(given, weights.all);
+  if (x.dim() == 0 || x.size(-1) != RNNKERN_ATTRIBUTE(given, "input_size").cast<int64_t>()) return false;
+  weights.hidden_size = RNNKERN_ATTRIBUTE(given, "hidden_size").cast<int64_t>();
+  weights.proj_size = RNNKERN_ATTRIBUTE(given, "proj_size").cast<int64_t>();
+  return take_plain(RNNKERN_ATTRIBUTE(given, "packed"), weights.all) &&
+         take_plain(RNNKERN_ATTRIBUTE(given, "biases"), weights.biases);
+}
+
+// (y, hx) as a layer gives them.
+py::object layer_results(const std::tuple<Tensor, Tensor, OptionalTensor>& results) {
+  auto const& [y, h_n, c_n] = results;
   if (!c_n) return py::make_tuple(y, h_n);
   return py::make_tuple(y, py::make_tuple(h_n, *c_n));
+}
+
+// infer() for Python. None where something stands between a call and its kernels, a gradient is needed, or an argument
+// is not what a layer takes.
+py::object infer_if_plain(py::handle x, py::handle weights, py::handle hx, const std::string& cell, int64_t num_layers,
+                          bool bidirectional, bool batch_first, int64_t heads, double zoneout) {
+  OptionalTensor h_0, c_0;
+  Weights own;
+  if (!straight_to_kernels() || !is_plain(x) || !take_states(hx, h_0, c_0)) return py::none();
+  const Tensor& input = THPVariable_Unpack(x.ptr());
+  if (!take_weights(weights, input, own)) return py::none();
+  auto const run = [&] {
+    py::gil_scoped_release released;
+    return infer(input, own, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout);
+  };
+  return layer_results(run());
+}
+
+// A layer's parameters as they are now, flat; false where some are made of others.
+bool take_parameters(py::handle layer, std::vector<Tensor>& to) {
+  py::object const parameters = RNNKERN_ATTRIBUTE(layer, "_parameters");
+  py::list const names = RNNKERN_ATTRIBUTE(layer, "_flat_weights_names");
+  if (!PyDict_Check(parameters.ptr())) return false;
+  to.reserve(names.size());
+  for (py::handle name : names) {
+    PyObject* const found = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
+    if (!found || !is_plain(found)) return false;
+    to.push_back(THPVariable_Unpack(found));
+  }
+  return true;
+}
+
+// One step x [B, I] or [I] by a layer's parameters, or by int8.Weights. None as above, where a call of the layer would
+// run more than `forward` (another method, or what the attributes `must_be_empty` hold), and where parameters are made
+// of others.
+py::object step_if_plain(py::handle layer, py::handle forward, const py::tuple& must_be_empty, py::handle x,
+                         py::handle hx, py::handle int8_weights) {
+  OptionalTensor h_0, c_0;
+  Weights weights;
+  if (!straight_to_kernels() || !is_plain(x) || !take_states(hx, h_0, c_0)) return py::none();
+  py::object const called = RNNKERN_ATTRIBUTE(layer, "forward");
+  if (!PyMethod_Check(called.ptr()) || PyMethod_GET_FUNCTION(called.ptr()) != forward.ptr() ||
+      PyMethod_GET_SELF(called.ptr()) != layer.ptr())
+    return py::none();
+  for (py::handle name : must_be_empty)
+    if (PyObject_IsTrue(attribute(layer, name.ptr()).ptr()) != 0) return py::none();
+  const Tensor& input = THPVariable_Unpack(x.ptr());
+  bool const taken =
+      int8_weights.is_none() ? take_parameters(layer, weights.all) : take_weights(int8_weights, input, weights);
+  if (!taken) return py::none();
+  auto const cell = RNNKERN_ATTRIBUTE(layer, "_cell").cast<std::string>();
+  auto const num_layers = RNNKERN_ATTRIBUTE(layer, "num_layers").cast<int64_t>();
+  auto const heads = RNNKERN_ATTRIBUTE(layer, "heads").cast<int64_t>();
+  auto const zoneout = RNNKERN_ATTRIBUTE(layer, "zoneout").cast<double>();
+  auto const run = [&] {
+    py::gil_scoped_release released;
+    return infer_step(input, weights, h_0, c_0, cell, num_layers, heads, zoneout);
+  };
+  return layer_results(run());
 }
 
 }  // namespace
@@ -291,7 +302,9 @@ PYBIND11_MODULE(_C, module) {
              py::arg("zoneout") = false, py::arg("save") = false, py::arg("recompute") = false, py::arg("int8") = false,
              py::arg("threads") = 0, py::arg("device_index") = 0, py::arg("gpu") = py::none());
   module.def("cached_cast", cached_cast, py::arg("parameter"));
-  module.def("infer", infer_if_plain, py::arg("x"), py::arg("weights"), py::arg("h_0"), py::arg("c_0"), py::arg("cell"),
+  module.def("infer", infer_if_plain, py::arg("x"), py::arg("weights"), py::arg("hx"), py::arg("cell"),
              py::arg("num_layers"), py::arg("bidirectional"), py::arg("batch_first"), py::arg("heads"),
-             py::arg("zoneout"), py::arg("biases") = py::tuple(), py::arg("hidden_size") = 0, py::arg("proj_size") = 0);
+             py::arg("zoneout"));
+  module.def("infer_step", step_if_plain, py::arg("layer"), py::arg("forward"), py::arg("must_be_empty"), py::arg("x"),
+             py::arg("hx"), py::arg("weights"));
 }

@@ -143,6 +143,14 @@ struct TileRows {
   int of(int64_t tile) const { return int(fewest + (tile < longer)); }
 };
 
+// body(0), ..., body(N - 1) with constant indices, so that arrays indexed by them stay in registers.
+template <int N, class Body>
+RNNKERN_INLINE void unrolled(Body body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
 // Transposes `lanes` rows of `lanes` values: log2(lanes) times, the lower and upper half of the rows are interleaved.
 template <class V, size_t... I>
 RNNKERN_INLINE void transpose(V (&rows)[sizeof...(I)], std::index_sequence<I...>) {
@@ -161,19 +169,23 @@ RNNKERN_INLINE void transpose(V (&rows)[sizeof...(I)], std::index_sequence<I...>
   }
 }
 
-// The sum of each of `lanes` vectors, side by side: interleaved as by transpose(), each stage halves their number.
-template <class V, size_t... I>
-RNNKERN_INLINE V sum_of_each(V (&sums)[sizeof...(I)], std::index_sequence<I...>) {
-  constexpr int lanes = sizeof...(I);
-#pragma GCC unroll 4
-  for (int half = lanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) {
-      auto const a = sums[i].v, b = sums[i + half].v;
-      sums[i].v = __builtin_shufflevector(a, b, (I % 2 == 0 ? I / 2 : lanes + I / 2)...) +
-                  __builtin_shufflevector(a, b, (lanes / 2 + (I % 2 == 0 ? I / 2 : lanes + I / 2))...);
-    }
-  return sums[0];
+// a[l] + a[l ^ HALF] in the lanes l without the bit HALF, the same of b in those with it.
+template <int HALF, class V, size_t... L>
+RNNKERN_INLINE V add_across(V a, V b, std::index_sequence<L...>) {
+  constexpr int lanes = sizeof...(L);
+  return V(__builtin_shufflevector(a.v, b.v, (L & HALF ? lanes + L : L)...) +
+           __builtin_shufflevector(a.v, b.v, (L & HALF ? lanes + (L ^ HALF) : L ^ HALF)...));
+}
+
+// The sum of each of `lanes` vectors, side by side, by halves: I and what follows it in steps of STEP.
+template <int STEP = 1, int I = 0, class V>
+RNNKERN_INLINE V sum_of_each(const V (&sums)[V::lanes]) {
+  if constexpr (STEP == V::lanes) {
+    return sums[I];
+  } else {
+    return add_across<STEP>(sum_of_each<2 * STEP, I>(sums), sum_of_each<2 * STEP, I + STEP>(sums),
+                            std::make_index_sequence<V::lanes>{});
+  }
 }
 
 // Vector columns `s` to `s + lanes` of a panel from rows that are contiguous in k: block[i][lane] = step s + i of
@@ -231,42 +243,47 @@ void dot_tile(WeightRows<T> const& weights, int64_t depth, const typename Packed
   using Operand = typename Packed<P>::Operand;
   constexpr int lanes = V::lanes, together = lanes / ROWS, step = lanes * Packed<P>::together;
   constexpr int64_t read = together * step;
-  for (int first = 0; first < lanes; first += together) {
-    if (first >= weights.count) {
-      for (int r = 0; r < ROWS; ++r) std::memset(out + r * pitch + first, 0, together * sizeof(*out));
-      continue;
-    }
+  auto const tile = [&](auto row, int first) __attribute__((always_inline)) {
     V sum[lanes];
-    const T* row[together];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) sum[i] = V(0);
-#pragma GCC unroll 16
-    for (int j = 0; j < together; ++j) row[j] = weights.first + std::min(first + j, weights.count - 1) * weights.stride;
+    unrolled<lanes>([&](auto i) __attribute__((always_inline)) { sum[i] = V(0); });
     auto const add = [&](auto load_w, auto load_a) __attribute__((always_inline)) {
       prefetch_lines<read * sizeof(T), CACHE>(next);
       next += read;
       V x[ROWS];
-#pragma GCC unroll 4
-      for (int r = 0; r < ROWS; ++r) x[r] = load_a(a[r]);
-#pragma GCC unroll 16
-      for (int j = 0; j < together; ++j) {
-        V const w = load_w(row[j]);
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; ++r) sum[r * together + j] = multiply_add<P>(sum[r * together + j], x[r], w);
-      }
+      unrolled<ROWS>([&](auto r) __attribute__((always_inline)) { x[r] = load_a(a[r]); });
+      unrolled<together>([&](auto j) __attribute__((always_inline)) {
+        V const w = load_w(row(j));
+        unrolled<ROWS>([&](auto r) __attribute__((always_inline)) {
+          sum[r * together + j] = multiply_add<P>(sum[r * together + j], x[r], w);
+        });
+      });
     };
     int64_t k = 0;
     for (; k + step <= depth; k += step)
-      add([&](const T* w) { return load_steps<P>(w + k); }, [&](const Operand* x) { return load_steps<P>(x + k); });
+      add([&](const T* w) __attribute__((always_inline)) { return load_steps<P>(w + k); },
+          [&](const Operand* x) __attribute__((always_inline)) { return load_steps<P>(x + k); });
     int64_t const s = k / Packed<P>::together;
     if (k < depth)
-      add([&](const T* w) { return load_steps<P>(w, s, depth); },
-          [&](const Operand* x) { return load_steps<P>(x, s, depth); });
-    V const sums = sum_of_each(sum, std::make_index_sequence<lanes>{});
+      add([&](const T* w) __attribute__((always_inline)) { return load_steps<P>(w, s, depth); },
+          [&](const Operand* x) __attribute__((always_inline)) { return load_steps<P>(x, s, depth); });
+    V const sums = sum_of_each(sum);
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
       std::memcpy(out + r * pitch + first, reinterpret_cast<const char*>(&sums.v) + r * together * sizeof(*out),
                   together * sizeof(*out));
+  };
+  int64_t const stride = weights.stride;
+  for (int first = 0; first < lanes; first += together) {
+    const T* const start = weights.first + first * stride;
+    int const last = weights.count - 1 - first;
+    if (last >= together - 1) {
+      const T* const fours[] = {start, start + 4 * stride, start + 8 * stride, start + 12 * stride};
+      tile([&](auto j) __attribute__((always_inline)) { return fours[j / 4] + j % 4 * stride; }, first);
+    } else if (last >= 0) {
+      tile([&](auto j) __attribute__((always_inline)) { return start + std::min<int>(j, last) * stride; }, first);
+    } else {
+      for (int r = 0; r < ROWS; ++r) std::memset(out + r * pitch + first, 0, together * sizeof(*out));
+    }
   }
 }
 

@@ -173,6 +173,15 @@ RNNKERN_INLINE V load(const T* p, int n) {
     return widen<V>((Half16)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p), T{});
   }
 #else
+#if RNNKERN_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<T, float>) {
+    __m256i const there = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return V((typename V::Native)_mm256_maskload_ps(p, there));
+  } else if constexpr (std::is_same_v<T, double>) {
+    __m256i const there = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+    return V((typename V::Native)_mm256_maskload_pd(p, there));
+  }
+#endif
   T copy[V::lanes] = {};
   for (int i = 0; i < n; ++i) copy[i] = p[i];
   return load<V>(copy);

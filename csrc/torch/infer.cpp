@@ -1,0 +1,108 @@
+#include "infer.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
+#include <c10/util/Exception.h>
+
+#include "layer.h"
+
+namespace rnnkern {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor empty_beside(const Tensor& x, at::IntArrayRef sizes) {
+  return x.is_cpu() ? Tensor(at::detail::empty_cpu(sizes, x.options())) : at::empty(sizes, x.options());
+}
+
+at::TensorList of_layer(const std::vector<Tensor>& all, int64_t l, int64_t num_layers) {
+  size_t const count = all.size() / num_layers;
+  return {all.data() + l * count, count};
+}
+
+}  // namespace
+
+Inferred infer(const Tensor& x, const Weights& weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
+               const std::string& cell, int64_t num_layers, bool bidirectional, bool batch_first, int64_t heads,
+               double zoneout) {
+  RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
+  at::AutoDispatchBelowAutograd below;
+  int64_t const directions = bidirectional ? 2 : 1, state_rows = num_layers * directions;
+  for (auto const* tensors : {&weights.all, &weights.biases})
+    TORCH_CHECK_VALUE(num_layers > 0 && tensors->size() % num_layers == 0, "weights: expected a multiple of ",
+                      num_layers, ", got ", tensors->size());
+  bool const one_step = x.dim() == 2, int8 = weights.hidden_size > 0;
+  auto const states_of_layer = [&](const OptionalTensor& states, const char* name, int64_t l) {
+    if (!states || num_layers == 1) return states.value_or(Tensor());
+    TORCH_CHECK_VALUE(states->dim() == 3 && states->size(0) == state_rows, name, ": expected ", state_rows,
+                      " layers and directions, got ", states->sizes());
+    return states->narrow(0, l * directions, directions);
+  };
+  OptionalTensor h_n, c_n;
+  OptionalTensor const none;
+  Tensor output = batch_first && !one_step ? x.transpose(0, 1) : x;
+  auto const run = [&](auto layer, int64_t l) {
+    Problem const& problem = layer.problem;
+    int64_t const batch = problem.batch, size = problem.state_size();
+    if (l == 0) {
+      h_n = empty_beside(x, {state_rows, batch, size});
+      if (facts(problem.cell).has_cell) c_n = empty_beside(x, {state_rows, batch, problem.hidden_size});
+    }
+    output = one_step ? empty_beside(x, {batch, directions * size})
+                      : empty_beside(x, {problem.steps, batch, directions * size});
+    layer.set_results(output, states_of_layer(h_n, "h_n", l), states_of_layer(c_n, "c_n", l));
+    run_forward(layer);
+  };
+  for (int64_t l = 0; l < num_layers; ++l) {
+    Tensor const input = output;
+    OptionalTensor const h = states_of_layer(h_0, "h_0", l), c = states_of_layer(c_0, "c_0", l);
+    at::TensorList const of_l = of_layer(weights.all, l, num_layers), biases = of_layer(weights.biases, l, num_layers);
+    LayerArguments const arguments{.x = input,
+                                   .weights = int8 ? biases : of_l,
+                                   .h_0 = h,
+                                   .c_0 = c,
+                                   .lengths = none,
+                                   .reset_mask = none,
+                                   .batch_sizes = none,
+                                   .recurrent_mask = none,
+                                   .zoneout_h = none,
+                                   .zoneout_c = none,
+                                   .zoneout = zoneout,
+                                   .cell = cell,
+                                   .bidirectional = bidirectional,
+                                   .heads = heads,
+                                   .ensemble = false,
+                                   .one_step = one_step,
+                                   .hidden_size = weights.hidden_size,
+                                   .proj_size = weights.proj_size};
+    if (int8) {
+      run(Int8Layer(arguments, of_l), l);
+    } else {
+      run(Layer(arguments), l);
+    }
+  }
+  return {batch_first && !one_step ? output.transpose(0, 1) : output, *h_n, c_n};
+}
+
+Inferred infer_step(const Tensor& x, const Weights& weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
+                    const std::string& cell, int64_t num_layers, int64_t heads, double zoneout) {
+  auto const run = [&](const Tensor& row, const OptionalTensor& h, const OptionalTensor& c) {
+    return infer(row, weights, h, c, cell, num_layers, /*bidirectional=*/false, /*batch_first=*/false, heads, zoneout);
+  };
+  if (x.dim() != 1) {
+    TORCH_CHECK_VALUE(x.dim() == 2, "input: expected 1 or 2 dimensions, got ", x.dim());
+    return run(x, h_0, c_0);
+  }
+  at::AutoDispatchBelowAutograd below;
+  auto const with_batch = [](const OptionalTensor& state) {
+    return state ? OptionalTensor(state->unsqueeze(1)) : OptionalTensor();
+  };
+  auto [y, h_n, c_n] = run(x.unsqueeze(0), with_batch(h_0), with_batch(c_0));
+  if (c_n) c_n = c_n->squeeze(1);
+  return {y.squeeze(0), h_n.squeeze(1), c_n};
+}
+
+}  // namespace rnnkern
