@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnkern import autocast, autograd, checks
-from rnnkern.inference import infer
+from rnnkern.inference import infer_cell
 
 
 class RecurrentCell(torch.nn.RNNCellBase):
@@ -50,17 +50,10 @@ class RecurrentCell(torch.nn.RNNCellBase):
         if autocast.applies_to(x):
             x, h, c, weights = autocast.cast(x, h, c, weights, cache=True)
         checks.check_weights(x, weights)
-        lstm = self._cell == "lstm"
         for state in (h, c):
             if state is not None:
                 checks.check_state_like(x, state)
-        h_n: Tensor
-        hx = None if h is None else (h, c) if lstm else h
-        result = infer(self._cell, x, hx, weights, 1, False, False, 1, 0.0)
-        if result is not None:
-            h_n, c_n = result[1] if lstm else (result[1], None)
-        else:
-            _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self._cell)
+        _, h_n, c_n, _ = autograd.layer(x.unsqueeze(0), weights, h, c, cell=self._cell)
         h_n, c_n = _without_first(h_n), None if c_n is None else _without_first(c_n)
         if not batched:
             h_n, c_n = _without_first(h_n), None if c_n is None else _without_first(c_n)
@@ -112,6 +105,9 @@ class LSTMCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]:
         """`(h', c')` from `input [B, I]` or `[I]` and `hx = (h, c)`, each `[B, H]` or `[H]`."""
+        plain = infer_cell(self, "lstm", input, hx)
+        if plain is not None:
+            return plain
         self._check_input(input)
         if hx is None:
             return self._step(input)  # type: ignore[return-value]
@@ -136,6 +132,9 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """`h'` from `input [B, I]` or `[I]` and `hx [B, H]` or `[H]`."""
+        plain = infer_cell(self, "gru", input, hx)
+        if plain is not None:
+            return plain
         self._check_input(input)
         self._check_hidden(hx)
         return self._step(input, hx)[0]
@@ -168,4 +167,5 @@ class RNNCell(RecurrentCell):
         self._check_hidden(hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._step(input, hx)[0]
+        plain = infer_cell(self, self._cell, input, hx)
+        return self._step(input, hx)[0] if plain is None else plain

@@ -59,3 +59,13 @@ def infer_step(
         return _C.infer_step(layer, forward, EMPTY_IN_A_PLAIN_LAYER, x, hx, weights)
     except REFUSALS:
         return None
+
+
+def infer_cell(module: Any, cell: str, x: Tensor, hx: Any) -> Any:
+    """The new states of a cell module from `x [B, I]` or `[I]`; None as from `infer_step`."""
+    if torch.compiler.is_compiling() or dual_level():
+        return None
+    try:
+        return _C.infer_cell(module, cell, x, hx)
+    except REFUSALS:
+        return None

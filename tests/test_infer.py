@@ -1,11 +1,13 @@
 """Calls without gradients go to the kernels past autograd and the dispatcher: with the same bits, and only where nobody
 would notice."""
 
+import copy
+
 import pytest
 import torch
 
 import rnnkern
-from comparison import pair, states, tensors_of
+from comparison import assert_close, pair, states, tensors_of
 from helpers import OperatorCalls
 from layer_inputs import every_case, every_layer, padded
 from rnnkern import autograd
@@ -39,6 +41,30 @@ def test_bits_are_those_of_the_operator(name, variant, given, dtype, direct, dev
     assert [one.stride() for one in found] == [other.stride() for other in expected]
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_of_one_step_are_those_of_the_operator(name, bias, batched, given, dtype, direct, device):
+    module = getattr(rnnkern, name)(5, 8, bias=bias, dtype=dtype, device=device)
+    is_cell, batch = name.endswith("Cell"), [4] if batched else []
+    call = module if is_cell else module.step
+    h, c = torch.randn(2, *([] if is_cell else [1]), *batch, 8, dtype=dtype, device=device)
+    x, hx = torch.randn(*batch, 5, dtype=dtype, device=device), (h, c) if name.startswith("LSTM") else h
+    arguments = (x, hx) if given else (x,)
+    with torch.no_grad():
+        with OperatorCalls() as operators:
+            expected = tensors_of(call(*arguments))
+        direct()
+        found = tensors_of(call(*arguments))
+    assert operators.names == ["layer_forward"]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert [(one.shape, one.stride()) for one in found] == [(other.shape, other.stride()) for other in expected]
+    found[0].add_(1)  # no result shares another's memory
+    assert all(torch.equal(one, other) for one, other in zip(found[1:], expected[1:], strict=True))
+
+
 @every_layer
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_what_is_not_a_plain_call_goes_the_long_way(name):
@@ -55,6 +81,23 @@ def test_what_is_not_a_plain_call_goes_the_long_way(name):
         assert torch.equal(layer(x)[0], expected)
         traced = torch.jit.trace(layer, (x,))
         assert torch.equal(traced(x * 2)[0], layer(x * 2)[0])
+
+
+@every_layer
+def test_a_cell_that_is_no_plain_call_goes_the_long_way(name):
+    cell = getattr(rnnkern, name + "Cell")(5, 8, dtype=torch.float64)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    expected = tensors_of(cell(x))
+    assert all(state.requires_grad for state in expected)
+    with torch.no_grad():
+        negative = tensors_of(cell(torch._neg_view(-x)))
+        assert all(torch.equal(one, other) for one, other in zip(negative, expected, strict=True))
+        batched = torch.func.vmap(cell)(torch.stack([x, x]))
+        assert_close(tensors_of(batched), [torch.stack([state, state]) for state in expected])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert tensors_of(copy.deepcopy(cell).float()(x.float()))[0].dtype == torch.bfloat16
+        torch.nn.utils.parametrize.register_parametrization(cell, "weight_hh", torch.nn.Identity())
+        assert_close(tensors_of(cell(x)), expected)
 
 
 class Unreadable:

@@ -128,6 +128,11 @@ def test_steps_call_hooks_and_follow_transforms_and_autocast(name):
         handle.remove()
         layer.step(X[0])
         assert seen == [1]
+        with layer.register_forward_pre_hook(lambda *_: seen.append(2)):
+            layer.step(X[0])
+        with torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(3)):
+            layer.step(X[0])
+        assert seen == [1, 2, 3]
         inputs = torch.stack([X[0], X[1]])
         found = torch.func.vmap(lambda x: layer.step(x)[0])(inputs)
         assert_close(found, torch.stack([layer.step(x)[0] for x in inputs]))
@@ -147,8 +152,10 @@ def test_a_step_runs_a_forward_of_its_own(gradients):
     layer = Doubled(5, 8, dtype=torch.float64)
     replaced = make("LSTM", 5, 8)
     replaced.forward = lambda input, hx=None: rnnkern.LSTM.forward(replaced, 2 * input, hx)
+    borrower = make("LSTM", 5, 8)
+    borrower.forward = make("LSTM", 5, 8).forward  # the very method, of a layer with other weights
     with torch.set_grad_enabled(gradients):
-        for one in (layer, replaced):
+        for one in (layer, replaced, borrower):
             assert_close(one.step(X[0])[0], one(X[:1])[0][0])
 
 

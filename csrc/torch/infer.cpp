@@ -3,6 +3,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
 #include <c10/util/Exception.h>
 
@@ -21,6 +22,29 @@ Tensor empty_beside(const Tensor& x, at::IntArrayRef sizes) {
 at::TensorList of_layer(const std::vector<Tensor>& all, int64_t l, int64_t num_layers) {
   size_t const count = all.size() / num_layers;
   return {all.data() + l * count, count};
+}
+
+OptionalTensor const kNone;
+
+// What inference can have: no lengths, resets, packed rows or masks. It holds references.
+LayerArguments arguments_of(const Tensor& x, at::TensorList weights, const OptionalTensor& h_0,
+                            const OptionalTensor& c_0, const std::string& cell) {
+  return {.x = x,
+          .weights = weights,
+          .h_0 = h_0,
+          .c_0 = c_0,
+          .lengths = kNone,
+          .reset_mask = kNone,
+          .batch_sizes = kNone,
+          .recurrent_mask = kNone,
+          .zoneout_h = kNone,
+          .zoneout_c = kNone,
+          .zoneout = 0,
+          .cell = cell,
+          .bidirectional = false,
+          .heads = 1,
+          .ensemble = false,
+          .one_step = x.dim() == 2};
 }
 
 }  // namespace
@@ -42,7 +66,6 @@ Inferred infer(const Tensor& x, const Weights& weights, const OptionalTensor& h_
     return states->narrow(0, l * directions, directions);
   };
   OptionalTensor h_n, c_n;
-  OptionalTensor const none;
   Tensor output = batch_first && !one_step ? x.transpose(0, 1) : x;
   auto const run = [&](auto layer, int64_t l) {
     Problem const& problem = layer.problem;
@@ -60,24 +83,9 @@ Inferred infer(const Tensor& x, const Weights& weights, const OptionalTensor& h_
     Tensor const input = output;
     OptionalTensor const h = states_of_layer(h_0, "h_0", l), c = states_of_layer(c_0, "c_0", l);
     at::TensorList const of_l = of_layer(weights.all, l, num_layers), biases = of_layer(weights.biases, l, num_layers);
-    LayerArguments const arguments{.x = input,
-                                   .weights = int8 ? biases : of_l,
-                                   .h_0 = h,
-                                   .c_0 = c,
-                                   .lengths = none,
-                                   .reset_mask = none,
-                                   .batch_sizes = none,
-                                   .recurrent_mask = none,
-                                   .zoneout_h = none,
-                                   .zoneout_c = none,
-                                   .zoneout = zoneout,
-                                   .cell = cell,
-                                   .bidirectional = bidirectional,
-                                   .heads = heads,
-                                   .ensemble = false,
-                                   .one_step = one_step,
-                                   .hidden_size = weights.hidden_size,
-                                   .proj_size = weights.proj_size};
+    LayerArguments arguments = arguments_of(input, int8 ? biases : of_l, h, c, cell);
+    arguments.bidirectional = bidirectional, arguments.heads = heads, arguments.zoneout = zoneout;
+    arguments.hidden_size = weights.hidden_size, arguments.proj_size = weights.proj_size;
     if (int8) {
       run(Int8Layer(arguments, of_l), l);
     } else {
@@ -103,6 +111,34 @@ Inferred infer_step(const Tensor& x, const Weights& weights, const OptionalTenso
   auto [y, h_n, c_n] = run(x.unsqueeze(0), with_batch(h_0), with_batch(c_0));
   if (c_n) c_n = c_n->squeeze(1);
   return {y.squeeze(0), h_n.squeeze(1), c_n};
+}
+
+std::tuple<Tensor, OptionalTensor> infer_cell(const Tensor& x, at::TensorList weights, const OptionalTensor& h_0,
+                                              const OptionalTensor& c_0, const std::string& cell) {
+  RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
+  at::AutoDispatchBelowAutograd below;
+  bool const batched = x.dim() == 2;
+  TORCH_CHECK_VALUE(batched || x.dim() == 1, "input: expected 1 or 2 dimensions, got ", x.dim());
+  auto const with_batch = [&](const Tensor& tensor) { return batched ? tensor : tensor.unsqueeze(0); };
+  auto const of_layer = [&](const OptionalTensor& state) {
+    if (!state) return OptionalTensor();
+    TORCH_CHECK_VALUE(state->dim() == x.dim(), "hx: expected ", x.dim(), " dimensions, got ", state->dim());
+    return OptionalTensor(with_batch(*state).unsqueeze(0));
+  };
+  Tensor const row = with_batch(x);
+  OptionalTensor const h = of_layer(h_0), c = of_layer(c_0);
+  Layer layer(arguments_of(row, weights, h, c, cell));
+  Problem const& problem = layer.problem;
+  auto const state = [&](int64_t size) {
+    return batched ? empty_beside(x, {problem.batch, size}) : empty_beside(x, {size});
+  };
+  Tensor const h_n = state(problem.state_size());
+  OptionalTensor c_n;
+  if (facts(problem.cell).has_cell) c_n = state(problem.hidden_size);
+  // The output is the state: on the CPU, which writes one after the other, in the same memory.
+  layer.set_results(x.is_cpu() ? h_n : at::empty_like(h_n), h_n, c_n.value_or(Tensor()));
+  run_forward(layer);
+  return {h_n, c_n};
 }
 
 }  // namespace rnnkern

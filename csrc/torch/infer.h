@@ -29,4 +29,10 @@ Inferred infer_step(const at::Tensor& x, const Weights& weights, const std::opti
                     const std::optional<at::Tensor>& c_0, const std::string& cell, int64_t num_layers, int64_t heads,
                     double zoneout);
 
+// A cell: one step from [B, I] and states [B, H], or without B: (h', c').
+std::tuple<at::Tensor, std::optional<at::Tensor>> infer_cell(const at::Tensor& x, at::TensorList weights,
+                                                             const std::optional<at::Tensor>& h_0,
+                                                             const std::optional<at::Tensor>& c_0,
+                                                             const std::string& cell);
+
 }  // namespace rnnkern

@@ -193,10 +193,10 @@ py::object attribute(py::handle object, PyObject* name) {
   return py::reinterpret_steal<py::object>(found);
 }
 // By a name that is made once.
-#define RNNKERN_ATTRIBUTE(object, name)                               \
-  [&] {                                                               \
+#define RNNKERN_ATTRIBUTE(object, name)                                 \
+  [&] {                                                                 \
     static PyObject* const interned = PyUnicode_InternFromString(name); \
-    return attribute(object, interned);                               \
+    return attribute(object, interned);                                 \
   }()
 
 // Weights as `inference.infer` takes them: a sequence, or int8.Weights. False where they are not plain, or made for
@@ -276,6 +276,31 @@ py::object step_if_plain(py::handle layer, py::handle forward, const py::tuple& 
   return layer_results(run());
 }
 
+// One step by a cell: its states as a cell gives them, or None as above.
+py::object cell_if_plain(py::handle module, const std::string& cell, py::handle x, py::handle hx) {
+  static PyObject* const names[] = {PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),
+                                    PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
+  OptionalTensor h_0, c_0;
+  if (!straight_to_kernels() || !is_plain(x) || !take_states(hx, h_0, c_0)) return py::none();
+  py::object const parameters = RNNKERN_ATTRIBUTE(module, "_parameters");
+  std::vector<Tensor> weights;
+  weights.reserve(std::size(names));
+  for (PyObject* name : names) {
+    PyObject* const found = PyDict_Check(parameters.ptr()) ? PyDict_GetItemWithError(parameters.ptr(), name) : nullptr;
+    if (!found) return py::none();
+    if (found == Py_None) continue;  // without biases
+    if (!is_plain(found)) return py::none();
+    weights.push_back(THPVariable_Unpack(found));
+  }
+  const Tensor& input = THPVariable_Unpack(x.ptr());
+  auto const run = [&] {
+    py::gil_scoped_release released;
+    return infer_cell(input, weights, h_0, c_0, cell);
+  };
+  auto const [h, c] = run();
+  return c ? py::object(py::make_tuple(h, *c)) : py::cast(h);
+}
+
 }  // namespace
 }  // namespace rnnkern
 
@@ -307,4 +332,5 @@ PYBIND11_MODULE(_C, module) {
              py::arg("zoneout"));
   module.def("infer_step", step_if_plain, py::arg("layer"), py::arg("forward"), py::arg("must_be_empty"), py::arg("x"),
              py::arg("hx"), py::arg("weights"));
+  module.def("infer_cell", cell_if_plain, py::arg("module"), py::arg("cell"), py::arg("x"), py::arg("hx"));
 }
