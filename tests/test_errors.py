@@ -341,9 +341,11 @@ def no_grad(function):
         function()
 
 
+@pytest.mark.parametrize("gradients", [True, False])  # without, calls go past what checks the others
 @pytest.mark.parametrize(("call", "kind", "message"), ALL.values(), ids=ALL.keys())
-def test_a_mistake_raises_one_clear_error(call, kind, message):
-    assert_refused(call, kind, message)
+def test_a_mistake_raises_one_clear_error(call, kind, message, gradients):
+    with torch.set_grad_enabled(gradients):
+        assert_refused(call, kind, message)
 
 
 def test_a_device_without_kernels_points_to_torch(monkeypatch):

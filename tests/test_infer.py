@@ -47,10 +47,11 @@ def test_bits_are_those_of_the_operator(name, variant, given, dtype, direct, dev
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_of_one_step_are_those_of_the_operator(name, bias, batched, given, dtype, direct, device):
-    module = getattr(rnnkern, name)(5, 8, bias=bias, dtype=dtype, device=device)
     is_cell, batch = name.endswith("Cell"), [4] if batched else []
+    layers = () if is_cell else (2,)
+    module = getattr(rnnkern, name)(5, 8, *layers, bias=bias, dtype=dtype, device=device)
     call = module if is_cell else module.step
-    h, c = torch.randn(2, *([] if is_cell else [1]), *batch, 8, dtype=dtype, device=device)
+    h, c = torch.randn(2, *layers, *batch, 8, dtype=dtype, device=device)
     x, hx = torch.randn(*batch, 5, dtype=dtype, device=device), (h, c) if name.startswith("LSTM") else h
     arguments = (x, hx) if given else (x,)
     with torch.no_grad():
@@ -58,7 +59,7 @@ def test_bits_of_one_step_are_those_of_the_operator(name, bias, batched, given, 
             expected = tensors_of(call(*arguments))
         direct()
         found = tensors_of(call(*arguments))
-    assert operators.names == ["layer_forward"]
+    assert operators.names == ["layer_forward"] * sum(layers or (1,))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert [(one.shape, one.stride()) for one in found] == [(other.shape, other.stride()) for other in expected]
     found[0].add_(1)  # no result shares another's memory
@@ -83,12 +84,24 @@ def test_what_is_not_a_plain_call_goes_the_long_way(name):
         assert torch.equal(traced(x * 2)[0], layer(x * 2)[0])
 
 
+def test_bits_of_a_cell_are_the_same_for_every_number_of_threads(threads):
+    """Its output and its new state lie in the same memory."""
+    cell, x, hx = rnnkern.LSTMCell(512, 512), torch.randn(4, 512), tuple(torch.randn(2, 4, 512))
+    with torch.no_grad():
+        threads(1)
+        alone = cell(x, hx)
+        threads(2)
+        assert all(torch.equal(one, other) for one, other in zip(cell(x, hx), alone, strict=True))
+
+
 @every_layer
 def test_a_cell_that_is_no_plain_call_goes_the_long_way(name):
     cell = getattr(rnnkern, name + "Cell")(5, 8, dtype=torch.float64)
     x = torch.randn(4, 5, dtype=torch.float64)
     expected = tensors_of(cell(x))
     assert all(state.requires_grad for state in expected)
+    with torch.no_grad(), pytest.raises((AttributeError, TypeError)):  # no sequence, and none is taken from it
+        cell(x, (state for state in expected))
     with torch.no_grad():
         negative = tensors_of(cell(torch._neg_view(-x)))
         assert all(torch.equal(one, other) for one, other in zip(negative, expected, strict=True))

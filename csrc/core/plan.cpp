@@ -118,7 +118,7 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   if (rows < threads || share_units) {
     if (long_steps) plan.split = Split::units;
   } else {
-    plan.split = p.steps > 1 ? Split::rows : Split::units;  // weights that are used once are read by one worker alone
+    plan.split = p.steps > 1 ? Split::rows : Split::units;  // weights of one step are read by one worker alone
   }
   if (plan.split != Split::none || input * p.rows * p.groups > 4e6) plan.workers = threads;
 }
@@ -147,7 +147,6 @@ Plan cpu_plan(const Problem& problem, int threads) {
   Plan plan;
   plan.strategy = kStrategies[0].name;
   share_work(problem, threads, plan);
-  plan.floor_us = floor_us(problem, plan.workers);
   return plan;
 }
 
@@ -183,7 +182,10 @@ Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
   if (plan.strategy.empty()) {
     throw Error{std::string("no strategy for device '") + name(problem.backend) + "' was compiled in"};
   }
-  if (on_cpu) return plan;
+  if (on_cpu) {
+    plan.floor_us = floor_us(problem, plan.workers);
+    return plan;
+  }
   plan.bytes = sweep_bytes(problem, Sweep::forward, nullptr);
   if (problem.save) plan.bytes = std::max(plan.bytes, sweep_bytes(problem, Sweep::backward, nullptr));
   return plan;

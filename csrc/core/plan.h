@@ -40,7 +40,7 @@ std::string force_strategy(const std::string& name);
 // the GPU that would run it, null: unknown, so that `stepwise` does.
 Plan plan(const Problem& problem, int threads, const DeviceFacts* device = nullptr);
 
-// The same on the CPU, without what it says of the other strategies: for every call.
+// The same on the CPU without what only describes it (the other strategies, floor_us): for every call.
 Plan cpu_plan(const Problem& problem, int threads);
 
 // How to run one sweep on a GPU, with the forced strategy; `us` and `bytes` are those of typical_steps(). Asked again,

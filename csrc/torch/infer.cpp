@@ -3,7 +3,6 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
 #include <c10/util/Exception.h>
 
@@ -136,7 +135,7 @@ std::tuple<Tensor, OptionalTensor> infer_cell(const Tensor& x, at::TensorList we
   OptionalTensor c_n;
   if (facts(problem.cell).has_cell) c_n = state(problem.hidden_size);
   // The output is the state: on the CPU, which writes one after the other, in the same memory.
-  layer.set_results(x.is_cpu() ? h_n : at::empty_like(h_n), h_n, c_n.value_or(Tensor()));
+  layer.set_results(x.is_cpu() ? h_n : state(problem.state_size()), h_n, c_n.value_or(Tensor()));
   run_forward(layer);
   return {h_n, c_n};
 }

@@ -235,8 +235,7 @@ Layer::Layer(const LayerArguments& arguments) {
     read_sizes(arguments.weights);
   }
   int64_t const hidden = problem.hidden_size, size = problem.state_size(), in = problem.input_size,
-                heads = problem.heads, gates = problem.gates();
-  int64_t const batch = problem.batch;
+                heads = problem.heads, gates = problem.gates(), batch = problem.batch;
   bool const projection = problem.proj_size > 0;
   TORCH_CHECK_VALUE(heads >= 1 && hidden % heads == 0 && (heads == 1 || !projection),
                     "heads: expected a divisor of hidden_size ", hidden, " and no projection, got ", heads);

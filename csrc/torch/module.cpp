@@ -157,13 +157,11 @@ bool is_plain(py::handle object) {
   return !tensor.is_neg() && !tensor._is_zerotensor() && !(recorded && tensor.requires_grad());
 }
 
-// Appends the tensors of a sequence; false if it is none, or holds something that is not plain.
+// Appends the tensors of a list or tuple; false if it is none, or holds something that is not plain.
 bool take_plain(py::handle sequence, std::vector<Tensor>& to) {
-  auto const items = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "expected a sequence"));
-  if (!items) {
-    PyErr_Clear();
-    return false;
-  }
+  if (!PyList_Check(sequence.ptr()) && !PyTuple_Check(sequence.ptr())) return false;
+  auto const items = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), ""));
+  if (!items) throw py::error_already_set();
   Py_ssize_t const count = PySequence_Fast_GET_SIZE(items.ptr());
   to.reserve(to.size() + size_t(count));
   for (Py_ssize_t i = 0; i < count; ++i) {
@@ -182,7 +180,7 @@ bool take_states(py::handle hx, OptionalTensor& h_0, OptionalTensor& c_0) {
     return true;
   }
   std::vector<Tensor> states;
-  if (THPVariable_Check(hx.ptr()) || !take_plain(hx, states) || states.size() != 2) return false;
+  if (!take_plain(hx, states) || states.size() != 2) return false;
   h_0 = std::move(states[0]), c_0 = std::move(states[1]);
   return true;
 }
@@ -199,10 +197,10 @@ py::object attribute(py::handle object, PyObject* name) {
     return attribute(object, interned);                                 \
   }()
 
-// Weights as `inference.infer` takes them: a sequence, or int8.Weights. False where they are not plain, or made for
+// Weights as `inference.infer` takes them: a list or tuple, or int8.Weights. False where they are not plain, or made for
 // another input (packed weights are as wide as the next multiple of four).
 bool take_weights(py::handle given, const Tensor& x, Weights& weights) {
-  if (PySequence_Check(given.ptr())) return take_plain(given, weights.all);
+  if (PyList_Check(given.ptr()) || PyTuple_Check(given.ptr())) return take_plain(given, weights.all);
   if (x.dim() == 0 || x.size(-1) != RNNKERN_ATTRIBUTE(given, "input_size").cast<int64_t>()) return false;
   weights.hidden_size = RNNKERN_ATTRIBUTE(given, "hidden_size").cast<int64_t>();
   weights.proj_size = RNNKERN_ATTRIBUTE(given, "proj_size").cast<int64_t>();
@@ -233,18 +231,30 @@ py::object infer_if_plain(py::handle x, py::handle weights, py::handle hx, const
   return layer_results(run());
 }
 
-// A layer's parameters as they are now, flat; false where some are made of others.
+// A module's parameter as it is now; null where it has none of this name, or makes it of others.
+PyObject* parameter(const py::dict& parameters, PyObject* name) {
+  PyObject* const found = PyDict_GetItemWithError(parameters.ptr(), name);
+  if (!found && PyErr_Occurred()) throw py::error_already_set();
+  return found;
+}
+
+// A layer's parameters, flat; false where some are made of others.
 bool take_parameters(py::handle layer, std::vector<Tensor>& to) {
-  py::object const parameters = RNNKERN_ATTRIBUTE(layer, "_parameters");
+  py::dict const parameters = RNNKERN_ATTRIBUTE(layer, "_parameters");
   py::list const names = RNNKERN_ATTRIBUTE(layer, "_flat_weights_names");
-  if (!PyDict_Check(parameters.ptr())) return false;
   to.reserve(names.size());
   for (py::handle name : names) {
-    PyObject* const found = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
+    PyObject* const found = parameter(parameters, name.ptr());
     if (!found || !is_plain(found)) return false;
     to.push_back(THPVariable_Unpack(found));
   }
   return true;
+}
+
+bool is_true(const py::object& object) {
+  int const answer = PyObject_IsTrue(object.ptr());
+  if (answer < 0) throw py::error_already_set();
+  return answer != 0;
 }
 
 // One step x [B, I] or [I] by a layer's parameters, or by int8.Weights. None as above, where a call of the layer would
@@ -260,7 +270,7 @@ py::object step_if_plain(py::handle layer, py::handle forward, const py::tuple& 
       PyMethod_GET_SELF(called.ptr()) != layer.ptr())
     return py::none();
   for (py::handle name : must_be_empty)
-    if (PyObject_IsTrue(attribute(layer, name.ptr()).ptr()) != 0) return py::none();
+    if (is_true(attribute(layer, name.ptr()))) return py::none();
   const Tensor& input = THPVariable_Unpack(x.ptr());
   bool const taken =
       int8_weights.is_none() ? take_parameters(layer, weights.all) : take_weights(int8_weights, input, weights);
@@ -282,11 +292,11 @@ py::object cell_if_plain(py::handle module, const std::string& cell, py::handle 
                                     PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
   OptionalTensor h_0, c_0;
   if (!straight_to_kernels() || !is_plain(x) || !take_states(hx, h_0, c_0)) return py::none();
-  py::object const parameters = RNNKERN_ATTRIBUTE(module, "_parameters");
+  py::dict const parameters = RNNKERN_ATTRIBUTE(module, "_parameters");
   std::vector<Tensor> weights;
   weights.reserve(std::size(names));
   for (PyObject* name : names) {
-    PyObject* const found = PyDict_Check(parameters.ptr()) ? PyDict_GetItemWithError(parameters.ptr(), name) : nullptr;
+    PyObject* const found = parameter(parameters, name);
     if (!found) return py::none();
     if (found == Py_None) continue;  // without biases
     if (!is_plain(found)) return py::none();

@@ -24,7 +24,7 @@ struct PanelSet {
   int gates = 0;
   int64_t units = 0, heads = 1, depth = 0;
   Panel* panels = nullptr;
-  P* data = nullptr;     // null: the weights are used once, where they lie
+  P* data = nullptr;     // null: few rows read the weights where they lie
   bool widened = false;  // what lies there is Widened
   const Tile<P> (*tiles)[kMaxColumns + 1][kMaxRows + 1] = tile_table<P>.at;  // [streamed][columns][rows]
   int64_t steps = 0;                                                         // packed, of a panel

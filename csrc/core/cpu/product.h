@@ -221,7 +221,7 @@ void pack_transposed(Row row, int count, int64_t depth, To column, const T* next
   }
 }
 
-// A few rows' product with weights that are used once, so that packing them would cost as much as the product:
+// A few rows' product with weights that are used once or a few times, so that packing them would cost as much:
 // out[r][c][lane] = sum over k of a[r][k] * weights(c)[lane][k]. Each of a weight row's sums is made in as many parts
 // as a vector has lanes: another order than the packed tile's. Rows that lie across vectors, below, keep that one.
 constexpr int kUnpackedRows = 32;
@@ -307,7 +307,7 @@ void product_unpacked_by(Weights weights, int columns, int64_t depth, const type
     }
   }
 }
-// `weights(columns)` is what a later call begins with.
+// `weights(columns)` is what a later call begins with, where panels are taken forwards.
 template <class P, class Weights>
 void product_unpacked(Weights weights, int columns, int64_t depth, const typename Packed<P>::Operand* const* a,
                       int rows, typename Packed<P>::Sum* out) {

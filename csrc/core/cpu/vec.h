@@ -180,11 +180,13 @@ RNNKERN_INLINE V load(const T* p, int n) {
   } else if constexpr (std::is_same_v<T, double>) {
     __m256i const there = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
     return V((typename V::Native)_mm256_maskload_pd(p, there));
-  }
+  } else
 #endif
-  T copy[V::lanes] = {};
-  for (int i = 0; i < n; ++i) copy[i] = p[i];
-  return load<V>(copy);
+  {
+    T copy[V::lanes] = {};
+    for (int i = 0; i < n; ++i) copy[i] = p[i];
+    return load<V>(copy);
+  }
 #endif
 }
 template <class V, class T>
