@@ -197,8 +197,8 @@ py::object attribute(py::handle object, PyObject* name) {
     return attribute(object, interned);                                 \
   }()
 
-// Weights as `inference.infer` takes them: a list or tuple, or int8.Weights. False where they are not plain, or made for
-// another input (packed weights are as wide as the next multiple of four).
+// Weights as `inference.infer` takes them: a list or tuple, or int8.Weights. False where they are not plain, or made
+// for another input (packed weights are as wide as the next multiple of four).
 bool take_weights(py::handle given, const Tensor& x, Weights& weights) {
   if (PyList_Check(given.ptr()) || PyTuple_Check(given.ptr())) return take_plain(given, weights.all);
   if (x.dim() == 0 || x.size(-1) != RNNKERN_ATTRIBUTE(given, "input_size").cast<int64_t>()) return false;
