@@ -96,7 +96,7 @@ class Recurrent(torch.nn.RNNBase):
         """The parameters as they are now, flat, in torch's order."""
         parameters = self._parameters
         try:
-            return list(map(parameters.__getitem__, self._flat_weights_names))  # type: ignore[arg-type]
+            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
         except KeyError:  # parametrised, or a replica of DataParallel
             return [getattr(self, name) for name in self._flat_weights_names]
 
