@@ -30,7 +30,7 @@ def infer(
     heads: int,
     zoneout: float,
 ) -> tuple[Tensor, Any] | None:
-    """The kernels alone, on `x [T, B, I]` or one step `[B, I]`: `(output, hx)`.
+    """The kernels alone, on `x [T, B, I]`: `(output, hx)`.
 
     Returns:
         None where a gradient is needed, where something would notice (compilation, transforms, modes, autocast,

@@ -208,6 +208,12 @@ bool take_weights(py::handle given, const Tensor& x, Weights& weights) {
          take_plain(RNNKERN_ATTRIBUTE(given, "biases"), weights.biases);
 }
 
+template <class Run>
+auto without_gil(Run run) {
+  py::gil_scoped_release released;
+  return run();
+}
+
 // (y, hx) as a layer gives them.
 py::object layer_results(const std::tuple<Tensor, Tensor, OptionalTensor>& results) {
   auto const& [y, h_n, c_n] = results;
@@ -224,11 +230,8 @@ py::object infer_if_plain(py::handle x, py::handle weights, py::handle hx, const
   if (!straight_to_kernels() || !is_plain(x) || !take_states(hx, h_0, c_0)) return py::none();
   const Tensor& input = THPVariable_Unpack(x.ptr());
   if (!take_weights(weights, input, own)) return py::none();
-  auto const run = [&] {
-    py::gil_scoped_release released;
-    return infer(input, own, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout);
-  };
-  return layer_results(run());
+  return layer_results(without_gil(
+      [&] { return infer(input, own, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout); }));
 }
 
 // A module's parameter as it is now; null where it has none of this name, or makes it of others.
@@ -279,11 +282,8 @@ py::object step_if_plain(py::handle layer, py::handle forward, const py::tuple& 
   auto const num_layers = RNNKERN_ATTRIBUTE(layer, "num_layers").cast<int64_t>();
   auto const heads = RNNKERN_ATTRIBUTE(layer, "heads").cast<int64_t>();
   auto const zoneout = RNNKERN_ATTRIBUTE(layer, "zoneout").cast<double>();
-  auto const run = [&] {
-    py::gil_scoped_release released;
-    return infer_step(input, weights, h_0, c_0, cell, num_layers, heads, zoneout);
-  };
-  return layer_results(run());
+  return layer_results(
+      without_gil([&] { return infer_step(input, weights, h_0, c_0, cell, num_layers, heads, zoneout); }));
 }
 
 // One step by a cell: its states as a cell gives them, or None as above.
@@ -303,11 +303,7 @@ py::object cell_if_plain(py::handle module, const std::string& cell, py::handle 
     weights.push_back(THPVariable_Unpack(found));
   }
   const Tensor& input = THPVariable_Unpack(x.ptr());
-  auto const run = [&] {
-    py::gil_scoped_release released;
-    return infer_cell(input, weights, h_0, c_0, cell);
-  };
-  auto const [h, c] = run();
+  auto const [h, c] = without_gil([&] { return infer_cell(input, weights, h_0, c_0, cell); });
   return c ? py::object(py::make_tuple(h, *c)) : py::cast(h);
 }
 
