@@ -181,7 +181,7 @@ def floor(problem: Problem, limits: dict[str, Any]) -> float | None:
     products and, in training, those for the weights' gradients run at the peak rate. Training has two sweeps. A GPU
     runs both directions at once.
     """
-    if not limits or "missing" in limits or problem.by_transforms:
+    if not limits or "missing" in limits or not problem.one_call:
         return None
     training = problem.mode == "training"
     directions = 2 if problem.bidirectional else 1

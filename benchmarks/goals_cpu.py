@@ -21,7 +21,7 @@ def about(mode: str, threads: int | None = None, cells=("lstm", "gru", "rnn"), d
 
     def picks(case: Case) -> bool:
         p = case.problem
-        plain = p.layers == 1 and not (p.bidirectional or p.projection or p.packed or p.reset or p.by_transforms)
+        plain = p.layers == 1 and not (p.bidirectional or p.projection or p.packed or p.reset) and p.one_call
         inside = all(low <= getattr(p, name) <= high for name, (low, high) in bounds.items())
         right_threads = threads is None or case.run.threads == threads
         return p.mode == mode and plain and inside and p.cell in cells and p.dtype == dtype and right_threads
@@ -97,12 +97,14 @@ CPU = [
          least=1.2),
     Goal("a call, LSTM H 32, B 1, T 1, inference and training", "≥ 2× torch (≤ 0.5× its time)",
          in_composed(lambda p: p.cell == "lstm" and p.steps == 1), against("torch.nn"), least=2.0),
-    Goal("a compiled layer", "not slower than the eager one", in_composed(lambda p: not p.by_transforms),
+    Goal("a compiled layer", "not slower than the eager one", in_composed(lambda p: p.one_call),
          against("rnnkern", "rnnkern compiled"), least=1.0),
     Goal("a vmapped ensemble of 8, I 8, H 64, B 32, T 16", "≥ 3× torch's loop",
          in_composed(lambda p: p.members > 1), against("torch.nn"), least=3.0),
     Goal("per-sample gradients, H 64, B 32, T 32", "≥ 10× torch's loop",
          in_composed(lambda p: p.mode == "per-sample"), against("torch.nn"), least=10.0),
+    Goal("a loop over cells, T 10", "nowhere slower than torch's cells", in_composed(lambda p: p.cells), surely,
+         least=SLOWER),
     Goal("large batch (B ≥ 64), inference", "nowhere slower", about("inference", batch=(64, ANY)), surely,
          least=SLOWER),
     Goal("large batch (B ≥ 64), training", "nowhere slower", about("training", batch=(64, ANY)), surely, least=SLOWER),

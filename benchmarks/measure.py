@@ -103,6 +103,8 @@ def check_sides(problem: Problem, sides: dict, watch: Watch) -> dict[str, Row]:
         try:
             if problem.by_transforms and not hasattr(adapter, "BY_TRANSFORMS"):
                 raise Unsupported("no ensembles and no per-sample gradients")
+            if problem.cells and not hasattr(adapter, "CELLS"):
+                raise Unsupported("no cells")
             call = adapter.build(data)
             with problem.mode_of_torch():
                 got = getattr(call, "results", list)(call(second))
@@ -136,7 +138,7 @@ def measure(problem: Problem, sides: dict, limits: Limits, watch: Watch | None =
 
     for name in [name for name, row in rows.items() if row.status == "ok"]:
         attempt(name, lambda name=name: calls.update({name: sides[name].build(data)}))
-    if "rnnkern" in calls and hasattr(sides["rnnkern"], "plan") and not problem.by_transforms:
+    if "rnnkern" in calls and hasattr(sides["rnnkern"], "plan") and problem.one_call:
         attempt("rnnkern", lambda: setattr(rows["rnnkern"], "plan", sides["rnnkern"].plan(data)))
     if "rnnkern" in calls and problem.packed:  # what the same layer takes when nothing is packed
         name = "rnnkern" + PADDED

@@ -55,7 +55,7 @@ def median(rows: list | None) -> float | None:
 
 
 def is_plain(problem: Problem) -> bool:
-    odd = (problem.bidirectional, problem.projection, problem.packed, problem.reset, problem.by_transforms)
+    odd = (problem.bidirectional, problem.projection, problem.packed, problem.reset, not problem.one_call)
     return problem.layers == 1 and problem.mode != "step" and not any(odd)
 
 

@@ -25,7 +25,8 @@ class Problem:
 
     ``mode``: ``inference`` is a forward call without gradients, ``training`` forward and backward into the input and
     the weights, ``step`` one time step from a given state without gradients, ``per-sample`` forward and backward into
-    the weights for each sample of the batch alone. ``members``: so many layers, each on the same input.
+    the weights for each sample of the batch alone. ``members``: so many layers, each on the same input. ``cells``: the
+    layer is a loop over the time steps that calls a cell.
     """
 
     cell: str
@@ -42,6 +43,7 @@ class Problem:
     device: str = "cpu"
     input: int = 0
     members: int = 1
+    cells: bool = False
 
     @property
     def input_size(self) -> int:
@@ -57,6 +59,7 @@ class Problem:
         extras = [
             f"I {self.input}" if self.input else "",
             f"{self.members} members" if self.members > 1 else "",
+            "by cells" if self.cells else "",
             f"{self.layers} layers" if self.layers > 1 else "",
             "bidirectional" if self.bidirectional else "",
             f"P {self.projection}" if self.projection else "",
@@ -66,6 +69,11 @@ class Problem:
         ]
         words = [self.cell.upper(), self.mode, f"H {self.hidden} B {self.batch} T {self.steps}", *extras]
         return " ".join(word for word in words if word)
+
+    @property
+    def one_call(self) -> bool:
+        """Whether it is one call of one layer, which has a plan and a floor."""
+        return not (self.by_transforms or self.cells)
 
     @property
     def flops(self) -> float:
@@ -229,11 +237,13 @@ def goals() -> Iterator[Problem]:
 
 
 def composed() -> Iterator[Problem]:
-    """Where what is around the kernels counts: a call, a compiled one, `torch.func`'s transforms."""
+    """Where what is around the kernels counts: a call, a compiled one, `torch.func`'s transforms, loops over cells."""
     yield from grid(cell=GATED, hidden=32, batch=1, steps=1, mode=BOTH)
     yield from grid(cell=GATED, hidden=256, batch=16, steps=100, mode=BOTH)
     yield from grid(cell=GATED, input=8, hidden=64, batch=32, steps=16, members=8, mode=BOTH)
     yield from grid(cell=GATED, hidden=64, batch=32, steps=32, mode="per-sample")
+    for hidden, batch in [(32, 1), (128, 16)]:
+        yield from grid(cell=CELLS, hidden=hidden, batch=batch, steps=10, mode=BOTH, cells=True)
 
 
 def gpu() -> Iterator[Problem]:

@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not torch.cuda.is_available():
         raise SystemExit("sweeps.py needs a CUDA device")
-    problems = [p for p in select(args.suite, "cuda") if p.mode in ("inference", "training") and not p.by_transforms]
+    problems = [p for p in select(args.suite, "cuda") if p.mode in ("inference", "training") and p.one_call]
     commit, dirty = source_version()
     head = {"created": now(), "commit": commit, "dirty": dirty, "environment": environment("cuda")}
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
-from rnnkern import batching, formula, levels, ops
+from rnnkern import _C, batching, formula, levels, ops
 from rnnkern.ops import WEIGHTS, Options, Tensors
 from rnnkern.torch_private import below_autograd, dual_level, forward_mode_enabled, transforms_active
 
@@ -195,6 +195,52 @@ class LayerBackward(torch.autograd.Function):
         tangents = tangents[:4] + tangents[7:]
         found = iter(formula.jvp(partial(formula.reference_gradients, ctx), ctx.saved_tensors, tangents))
         return tuple(next(found) if wanted else None for wanted in ctx.needs)
+
+
+class CellForward(torch.autograd.Function):
+    """One step of a cell, `apply(cell, x, h, c, *weights)` -> `h'` or, of an LSTM, `(h', c')`; shapes are a cell's.
+
+    It calls the kernels past the operators, where nothing but autograd would notice (`direct.run_cell`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cell: str, *tensors: Any) -> Any:
+        h_n, c_n, gates = _C.cell_forward(cell, *tensors[:3], tensors[3:])
+        ctx.cell = cell
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gates, *tensors)
+        return h_n if c_n is None else (h_n, c_n)
+
+    @staticmethod
+    @batching.handing_over
+    def backward(ctx: Any, d_h: Tensor | None, d_c: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:]
+        gradients = _C.cell_backward(ctx.cell, needs, (d_h, d_c, *kept))
+        if gradients is None:
+            gradients = _cell_backward(ctx.cell, needs, d_h, d_c, *kept)
+        return None, *gradients
+
+
+def _cell_backward(
+    cell: str, needs: Sequence[bool], d_h: Tensor | None, d_c: Tensor | None, gates: Tensor, *tensors: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients of a cell's `x, h, c, *weights`, those of a layer of one step."""
+
+    def of_layer(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        return tensor.unsqueeze(0) if tensor.dim() == 2 else tensor[None, None]
+
+    states, weights = tensors[:3], tensors[3:]
+    x, h, c = map(of_layer, states)
+    options = Options(0.0, cell, False, 1, False, True, False, False)
+    layers = (x, h, c, *(None,) * (WEIGHTS - 3), *weights)
+    gradients = _backward(options, needs, (None, of_layer(d_h), of_layer(d_c), None, None, None, gates, *layers))
+    return [
+        g.reshape(t.shape) if t is not None and wanted else None
+        for g, t, wanted in zip(gradients, tensors, needs, strict=True)
+    ]
 
 
 def _keep_for_backward(ctx: Any, options: Options, tensors: Tensors, results: Sequence[Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnkern import autocast, autograd, checks
-from rnnkern.inference import infer_cell
+from rnnkern.direct import run_cell
 
 
 class RecurrentCell(torch.nn.RNNCellBase):
@@ -105,7 +105,7 @@ class LSTMCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]:
         """`(h', c')` from `input [B, I]` or `[I]` and `hx = (h, c)`, each `[B, H]` or `[H]`."""
-        plain = infer_cell(self, "lstm", input, hx)
+        plain = run_cell(self, "lstm", input, hx)
         if plain is not None:
             return plain
         self._check_input(input)
@@ -132,7 +132,7 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """`h'` from `input [B, I]` or `[I]` and `hx [B, H]` or `[H]`."""
-        plain = infer_cell(self, "gru", input, hx)
+        plain = run_cell(self, "gru", input, hx)
         if plain is not None:
             return plain
         self._check_input(input)
@@ -167,5 +167,5 @@ class RNNCell(RecurrentCell):
         self._check_hidden(hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        plain = infer_cell(self, self._cell, input, hx)
+        plain = run_cell(self, self._cell, input, hx)
         return self._step(input, hx)[0] if plain is None else plain

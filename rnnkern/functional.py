@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import autocast, autograd, checks, int8
-from rnnkern.inference import infer
+from rnnkern.direct import infer
 from rnnkern.reference import GATES
 
 State = Any  # a tensor, or the pair (h, c) of an LSTM

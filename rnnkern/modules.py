@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import checks, functional
-from rnnkern.inference import infer_step
+from rnnkern.direct import infer_step
 
 
 class Recurrent(torch.nn.RNNBase):

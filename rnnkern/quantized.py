@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import cells, functional, int8, modules
 from rnnkern.convert import M, as_ours, check_is_module, compiled_inside, other_meaning, plain_class, replace
-from rnnkern.inference import infer_step
+from rnnkern.direct import infer_step
 
 
 class QuantizedLayer(nn.Module):

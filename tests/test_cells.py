@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 import rnnkern
-from comparison import assert_close, assert_equal_to_torch, outputs_and_gradients, tensors_of, to_double
+from comparison import (
+    assert_close,
+    assert_equal_to_torch,
+    outputs_and_gradients,
+    random_like,
+    tensors_of,
+    to_double,
+)
+from helpers import OperatorCalls
 
 CASES = [
     ("LSTMCell", {}),
@@ -187,6 +195,102 @@ def test_double_backward(name):
         return torch.autograd.grad(d_x.square().sum(), [x, *tensors_of(hx), cell.weight_ih])
 
     assert_close(second(ours), second(theirs), gradient=True)
+
+
+def results_and_gradients(cell, x, hx, needs=None):
+    """Bit by bit what one call gives, and the gradients that `needs` names (`x`, `h`, a parameter), or all."""
+    states = dict(zip("hc", tensors_of(hx), strict=False))
+    leaves = {"x": x, **states, **dict(cell.named_parameters())}
+    for key, leaf in leaves.items():
+        leaf.requires_grad_(needs is None or key in needs)
+    results = tensors_of(cell(x, hx) if states else cell(x))
+    wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    return results, torch.autograd.grad(results, wanted, random_like(results))
+
+
+def kind(result):
+    return type(result.grad_fn).__name__
+
+
+@every_case
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("needs", [None, ["x"], ["weight_hh"], ["h", "bias_ih"]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_and_gradients_are_those_of_the_operators(name, variant, batched, given, needs, dtype, device):
+    cell, _ = pair(name, dtype, device, **variant)
+    x, hx = inputs(name, batched, dtype, device)
+    if needs == ["h", "bias_ih"] and not (given and variant.get("bias", True)):
+        needs = ["x", "weight_ih"]
+    hx = hx if given else None
+    found, gradients = results_and_gradients(cell, x, hx, needs)
+    with OperatorCalls() as operators:
+        expected, expected_gradients = results_and_gradients(cell, x, hx, needs)
+    assert operators.names == ["layer_forward", "layer_backward"]
+    assert kind(found[0]) == "CellForwardBackward"
+    for one, other in zip((*found, *gradients), (*expected, *expected_gradients), strict=True):
+        assert torch.equal(one, other)
+
+
+@every_case
+def test_all_second_derivatives(name, variant):
+    if variant.get("nonlinearity") == "relu":
+        variant = {**variant, "nonlinearity": "tanh"}  # relu's are zero
+    cell, _ = pair(name, **variant)
+    x, hx = inputs(name)
+    names, parameters = zip(*cell.named_parameters(), strict=True)
+    states = tensors_of(hx)
+
+    def function(x, *rest):
+        hx = rest[0] if len(states) == 1 else rest[:2]
+        weights = dict(zip(names, rest[len(states) :], strict=True))
+        results = tensors_of(torch.func.functional_call(cell, weights, (x, hx)))
+        assert all(kind(result) == "CellForwardBackward" for result in results)
+        return tuple(results)
+
+    assert torch.autograd.gradgradcheck(function, (x, *states, *parameters), fast_mode=True)
+
+
+@every_cell
+def test_gradients_of_a_batch_of_gradients(name):
+    ours, theirs = pair(name)
+    x, hx = inputs(name)
+    found, expected = [], []
+    for cell, to in ((ours, found), (theirs, expected)):
+        result = tensors_of(cell(x, hx))[0]
+        assert cell is theirs or kind(result) == "CellForwardBackward"
+        directions = torch.stack(random_like([result] * 3))
+        leaves = [x, *tensors_of(hx), *cell.parameters()]
+        to += torch.autograd.grad(result, leaves, directions, is_grads_batched=True, allow_unused=True)
+    assert_close(found, expected, gradient=True)
+
+
+@every_cell
+def test_autograd_keeps_its_promises(name):
+    cell, _ = pair(name)
+    x, hx = inputs(name)
+
+    def loss():
+        return sum(t.square().sum() for t in tensors_of(cell(x, hx)))
+
+    first = loss()
+    first.backward(retain_graph=True)
+    once = cell.weight_ih.grad.clone()
+    first.backward()
+    assert torch.equal(cell.weight_ih.grad, 2 * once)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        first.backward()
+    second = loss()
+    with torch.no_grad():
+        cell.weight_hh.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second.backward()
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.shape) or t.clone(), lambda t: t):
+        third = loss()
+    cell.weight_ih.grad = None
+    third.backward()
+    assert cell.weight_ih.shape in seen and cell.weight_ih.grad.any()
 
 
 @every_cell

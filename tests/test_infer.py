@@ -11,7 +11,7 @@ from comparison import assert_close, pair, states, tensors_of
 from helpers import OperatorCalls
 from layer_inputs import every_case, every_layer, padded
 from rnnkern import autograd
-from rnnkern.inference import infer
+from rnnkern.direct import infer
 
 
 @pytest.fixture

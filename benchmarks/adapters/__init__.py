@@ -15,6 +15,7 @@ and, where it needs them,
 - ``call.results(raw)``: turns what ``call`` returns into those tensors, for the check alone; a final state that the
   library does not give is ``None``;
 - ``BY_TRANSFORMS``: it does ensembles and per-sample gradients (``Problem.by_transforms``);
+- ``CELLS``: it has cells (``Problem.cells``);
 - ``TOLERANCE``: the error that is allowed, of a library whose arithmetic is coarser than the problem's dtype;
 - ``ASK``: why it is measured only where ``--peers`` names it.
 """

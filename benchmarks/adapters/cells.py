@@ -1,8 +1,10 @@
-"""A layer as a loop over torch's own cells, which share its parameters: what the peers that loop have in common."""
+"""A layer as a loop over cells, torch's own or a library's, which share its parameters: what those that loop have in
+common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from suites import Data, Problem
 
 from . import layer
 
-CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
+CELLS = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn": "RNNCell"}
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -24,9 +26,9 @@ def plain(problem: Problem) -> dict[str, bool]:
     }
 
 
-def cell_of(data: Data) -> nn.Module:
+def cell_of(data: Data, library: ModuleType = nn) -> nn.Module:
     theirs, problem = data.layer, data.problem
-    cell = CELLS[problem.cell](problem.hidden, problem.hidden, device="meta")
+    cell = getattr(library, CELLS[problem.cell])(problem.hidden, problem.hidden, device="meta")
     for name in NAMES:
         setattr(cell, name, getattr(theirs, f"{name}_l0"))
     return cell.train(theirs.training)
@@ -64,3 +66,16 @@ def build(run: Callable, cell: nn.Module, data: Data) -> Callable[[int], object]
     if data.problem.mode == "step":
         return layer.step(loop, data.inputs, data)
     return getattr(layer, data.problem.mode)(loop, data)
+
+
+def loop(cell: nn.Module, data: Data) -> Callable[[int], object]:
+    """A call of the cell for each time step."""
+
+    def run(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        outputs = []
+        for x_t in x:
+            state = advance(cell, x_t, state)
+            outputs.append(state[0])
+        return torch.stack(outputs), state
+
+    return build(run, cell, data)

@@ -9,10 +9,10 @@ import torch
 
 from suites import Data
 
-from . import layer, transforms
+from . import cells, layer, transforms
 
 NAME = "rnnkern"
-BY_TRANSFORMS = True
+BY_TRANSFORMS = CELLS = True
 INSTALL = "pip install --no-build-isolation ."
 
 
@@ -33,6 +33,10 @@ def make_layer(data: Data, theirs: torch.nn.RNNBase | None = None) -> torch.nn.M
 
 
 def build(data: Data) -> Callable[[int], object]:
+    if data.problem.cells:
+        import rnnkern
+
+        return cells.loop(cells.cell_of(data, rnnkern), data)
     if data.problem.by_transforms:
         return transforms.transformed([make_layer(data, theirs) for theirs in data.layers], data)
     return calls(make_layer(data), data)

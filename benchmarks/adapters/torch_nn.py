@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from suites import Data
 
-from . import Unsupported, layer, transforms
+from . import Unsupported, cells, layer, transforms
 
 NAME = "torch.nn"
-BY_TRANSFORMS = True
+BY_TRANSFORMS = CELLS = True
 INSTALL = "pip install torch"
 
 
@@ -22,6 +22,8 @@ def build(data: Data) -> Callable[[int], object]:
         raise Unsupported("torch.nn has no reset mask")
     if data.problem.by_transforms:
         return transforms.loop(data.layers, data)
+    if data.problem.cells:
+        return cells.loop(cells.cell_of(data), data)
     if data.problem.mode == "step":
         return layer.step(data.layer, data.inputs, data)  # a call with T = 1
     return getattr(layer, data.problem.mode)(data.layer, data)

@@ -9,10 +9,11 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "../core/cpu/simd.h"
-#include "infer.h"
+#include "direct.h"
 #include "layer.h"
 #if defined(RNNKERN_WITH_CUDA)
 #include "../core/cuda/stationary/device.h"
@@ -149,12 +150,23 @@ bool straight_to_kernels() {
          keys.excluded_ - apart == c10::default_excluded_set - apart && !at::impl::torch_function_mode_enabled();
 }
 
-// A tensor of no subclass, whose values lie in memory as they are, and for which no gradient will be asked.
+// A tensor of no subclass, whose values lie in memory as they are.
 bool is_plain(py::handle object) {
   if (!THPVariable_CheckExact(object.ptr())) return false;
   const Tensor& tensor = THPVariable_Unpack(object.ptr());
-  bool const recorded = c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled();
-  return !tensor.is_neg() && !tensor._is_zerotensor() && !(recorded && tensor.requires_grad());
+  return !tensor.is_neg() && !tensor._is_zerotensor();
+}
+
+bool requires_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
+bool requires_grad(const OptionalTensor& tensor) { return tensor && requires_grad(*tensor); }
+bool requires_grad(const std::vector<Tensor>& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& tensor) { return requires_grad(tensor); });
+}
+
+// Whether a gradient may be asked for.
+template <class... Tensors>
+bool is_recorded(const Tensors&... tensors) {
+  return c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
 // Appends the tensors of a list or tuple; false if it is none, or holds something that is not plain.
@@ -229,7 +241,7 @@ py::object infer_if_plain(py::handle x, py::handle weights, py::handle hx, const
   Weights own;
   if (!straight_to_kernels() || !is_plain(x) || !take_states(hx, h_0, c_0)) return py::none();
   const Tensor& input = THPVariable_Unpack(x.ptr());
-  if (!take_weights(weights, input, own)) return py::none();
+  if (!take_weights(weights, input, own) || is_recorded(input, h_0, c_0, own.all, own.biases)) return py::none();
   return layer_results(without_gil(
       [&] { return infer(input, own, h_0, c_0, cell, num_layers, bidirectional, batch_first, heads, zoneout); }));
 }
@@ -277,7 +289,7 @@ py::object step_if_plain(py::handle layer, py::handle forward, const py::tuple& 
   const Tensor& input = THPVariable_Unpack(x.ptr());
   bool const taken =
       int8_weights.is_none() ? take_parameters(layer, weights.all) : take_weights(int8_weights, input, weights);
-  if (!taken) return py::none();
+  if (!taken || is_recorded(input, h_0, c_0, weights.all, weights.biases)) return py::none();
   auto const cell = RNNKERN_ATTRIBUTE(layer, "_cell").cast<std::string>();
   auto const num_layers = RNNKERN_ATTRIBUTE(layer, "num_layers").cast<int64_t>();
   auto const heads = RNNKERN_ATTRIBUTE(layer, "heads").cast<int64_t>();
@@ -286,8 +298,10 @@ py::object step_if_plain(py::handle layer, py::handle forward, const py::tuple& 
       without_gil([&] { return infer_step(input, weights, h_0, c_0, cell, num_layers, heads, zoneout); }));
 }
 
-// One step by a cell: its states as a cell gives them, or None as above.
-py::object cell_if_plain(py::handle module, const std::string& cell, py::handle x, py::handle hx) {
+// One step by a cell: its states as a cell gives them, or None as above. Where a gradient may be asked for, they come
+// from `differentiable(cell, x, h, c, *weights)`.
+py::object cell_if_plain(py::handle module, const std::string& cell, py::handle x, py::handle hx,
+                         py::handle differentiable) {
   static PyObject* const names[] = {PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),
                                     PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
   OptionalTensor h_0, c_0;
@@ -303,8 +317,39 @@ py::object cell_if_plain(py::handle module, const std::string& cell, py::handle 
     weights.push_back(THPVariable_Unpack(found));
   }
   const Tensor& input = THPVariable_Unpack(x.ptr());
-  auto const [h, c] = without_gil([&] { return infer_cell(input, weights, h_0, c_0, cell); });
-  return c ? py::object(py::make_tuple(h, *c)) : py::cast(h);
+  if (is_recorded(input, h_0, c_0, weights)) {
+    py::tuple arguments(4 + weights.size());
+    arguments[0] = cell, arguments[1] = x, arguments[2] = h_0, arguments[3] = c_0;
+    for (size_t i = 0; i < weights.size(); ++i) arguments[4 + i] = weights[i];
+    return differentiable(*arguments);
+  }
+  CellResults const results = without_gil([&] { return cell_forward({cell, input, h_0, c_0, weights}, false); });
+  return results.c_n ? py::object(py::make_tuple(results.h_n, *results.c_n)) : py::cast(results.h_n);
+}
+
+// What a cell's autograd.Function runs: (h', c' or None, gates).
+py::tuple cell_forward_of(const std::string& cell, const Tensor& x, const OptionalTensor& h_0,
+                          const OptionalTensor& c_0, const std::vector<Tensor>& weights) {
+  CellResults const results = without_gil([&] { return cell_forward({cell, x, h_0, c_0, weights}, true); });
+  return py::make_tuple(results.h_n, results.c_n, results.gates);
+}
+
+// Gradients of (x, h_0, c_0, *weights) from `tensors` = (d_h, d_c, gates, x, h_0, c_0, *weights), each of which may be
+// None; or None where something stands between, or a gradient of these may be asked for.
+py::object cell_backward_if_plain(const std::string& cell, const std::vector<bool>& needs, const py::tuple& tensors) {
+  if (!straight_to_kernels() || c10::GradMode::is_enabled()) return py::none();
+  std::vector<Tensor> taken;
+  taken.reserve(tensors.size());
+  for (py::handle tensor : tensors) {
+    if (!tensor.is_none() && !is_plain(tensor)) return py::none();
+    taken.push_back(tensor.is_none() ? Tensor() : THPVariable_Unpack(tensor.ptr()));
+  }
+  auto const optional = [](const Tensor& tensor) {
+    return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
+  };
+  OptionalTensor const h_0 = optional(taken.at(4)), c_0 = optional(taken.at(5));
+  Cell const of{cell, taken[3], h_0, c_0, at::TensorList(taken).slice(6)};
+  return py::cast(without_gil([&] { return cell_backward(of, needs, taken[0], taken[1], taken[2]); }));
 }
 
 }  // namespace
@@ -338,5 +383,9 @@ PYBIND11_MODULE(_C, module) {
              py::arg("zoneout"));
   module.def("infer_step", step_if_plain, py::arg("layer"), py::arg("forward"), py::arg("must_be_empty"), py::arg("x"),
              py::arg("hx"), py::arg("weights"));
-  module.def("infer_cell", cell_if_plain, py::arg("module"), py::arg("cell"), py::arg("x"), py::arg("hx"));
+  module.def("run_cell", cell_if_plain, py::arg("module"), py::arg("cell"), py::arg("x"), py::arg("hx"),
+             py::arg("differentiable"));
+  module.def("cell_forward", cell_forward_of, py::arg("cell"), py::arg("x"), py::arg("h_0"), py::arg("c_0"),
+             py::arg("weights"));
+  module.def("cell_backward", cell_backward_if_plain, py::arg("cell"), py::arg("needs"), py::arg("tensors"));
 }

@@ -1,4 +1,4 @@
-"""Calls that need no gradient, past autograd and the dispatcher: what prepares a call for those takes longer than 100
+"""Calls past the dispatcher, and past autograd but for a cell's: what prepares a call for those takes longer than 100
 small steps. Taken only where nobody would notice; everything else goes the long way, through `autograd.layer`.
 """
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rnnkern import _C, int8
+from rnnkern.autograd import CellForward
 from rnnkern.torch_private import GLOBAL_HOOKS, MODULE_HOOKS, dual_level
 
 # What arguments that are not what a layer takes make the kernels' call raise.
@@ -61,11 +62,15 @@ def infer_step(
         return None
 
 
-def infer_cell(module: Any, cell: str, x: Tensor, hx: Any) -> Any:
-    """The new states of a cell module from `x [B, I]` or `[I]`; None as from `infer_step`."""
+def run_cell(module: Any, cell: str, x: Tensor, hx: Any) -> Any:
+    """The new states of a cell module from `x [B, I]` or `[I]`, with gradients where they are needed.
+
+    Returns:
+        None as from `infer`, but for gradients, and where parameters are made of others.
+    """
     if torch.compiler.is_compiling() or dual_level():
         return None
     try:
-        return _C.infer_cell(module, cell, x, hx)
+        return _C.run_cell(module, cell, x, hx, CellForward.apply)
     except REFUSALS:
         return None

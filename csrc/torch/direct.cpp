@@ -1,4 +1,4 @@
-#include "infer.h"
+#include "direct.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -25,7 +25,7 @@ at::TensorList of_layer(const std::vector<Tensor>& all, int64_t l, int64_t num_l
 
 OptionalTensor const kNone;
 
-// What inference can have: no lengths, resets, packed rows or masks. It holds references.
+// What these calls can have: no lengths, resets, packed rows or masks. It holds references.
 LayerArguments arguments_of(const Tensor& x, at::TensorList weights, const OptionalTensor& h_0,
                             const OptionalTensor& c_0, const std::string& cell) {
   return {.x = x,
@@ -112,32 +112,82 @@ Inferred infer_step(const Tensor& x, const Weights& weights, const OptionalTenso
   return {y.squeeze(0), h_n.squeeze(1), c_n};
 }
 
-std::tuple<Tensor, OptionalTensor> infer_cell(const Tensor& x, at::TensorList weights, const OptionalTensor& h_0,
-                                              const OptionalTensor& c_0, const std::string& cell) {
-  RECORD_FUNCTION("rnnkern::infer", c10::ArrayRef<const c10::IValue>{});
-  at::AutoDispatchBelowAutograd below;
-  bool const batched = x.dim() == 2;
-  TORCH_CHECK_VALUE(batched || x.dim() == 1, "input: expected 1 or 2 dimensions, got ", x.dim());
+namespace {
+
+// The layer of one step that a cell is.
+Layer layer_of(const Cell& cell) {
+  int64_t const dimensions = cell.x.dim();
+  bool const batched = dimensions == 2;
+  TORCH_CHECK_VALUE(batched || dimensions == 1, "input: expected 1 or 2 dimensions, got ", dimensions);
   auto const with_batch = [&](const Tensor& tensor) { return batched ? tensor : tensor.unsqueeze(0); };
-  auto const of_layer = [&](const OptionalTensor& state) {
-    if (!state) return OptionalTensor();
-    TORCH_CHECK_VALUE(state->dim() == x.dim(), "hx: expected ", x.dim(), " dimensions, got ", state->dim());
-    return OptionalTensor(with_batch(*state).unsqueeze(0));
+  auto const state = [&](const OptionalTensor& tensor) {
+    if (!tensor) return OptionalTensor();
+    TORCH_CHECK_VALUE(tensor->dim() == dimensions, "hx: expected ", dimensions, " dimensions, got ", tensor->dim());
+    return OptionalTensor(with_batch(*tensor).unsqueeze(0));
   };
-  Tensor const row = with_batch(x);
-  OptionalTensor const h = of_layer(h_0), c = of_layer(c_0);
-  Layer layer(arguments_of(row, weights, h, c, cell));
-  Problem const& problem = layer.problem;
-  auto const state = [&](int64_t size) {
-    return batched ? empty_beside(x, {problem.batch, size}) : empty_beside(x, {size});
-  };
-  Tensor const h_n = state(problem.state_size());
-  OptionalTensor c_n;
-  if (facts(problem.cell).has_cell) c_n = state(problem.hidden_size);
+  Tensor const row = with_batch(cell.x);
+  OptionalTensor const h = state(cell.h_0), c = state(cell.c_0);
+  return Layer(arguments_of(row, cell.weights, h, c, cell.name));
+}
+
+// [B, size], or [size] without B.
+Shape state_shape(const Cell& cell, const Layer& layer, int64_t size) {
+  return cell.x.dim() == 2 ? Shape{layer.problem.batch, size} : Shape{size};
+}
+
+}  // namespace
+
+CellResults cell_forward(const Cell& cell, bool save) {
+  RECORD_FUNCTION("rnnkern::cell_forward", c10::ArrayRef<const c10::IValue>{});
+  at::AutoDispatchBelowAutograd below;
+  Layer layer = layer_of(cell);
+  Problem& problem = layer.problem;
+  problem.save = save;
+  auto const state = [&] { return empty_beside(cell.x, state_shape(cell, layer, problem.hidden_size)); };
+  CellResults results{.h_n = state(), .c_n = {}, .gates = {}};
+  if (facts(problem.cell).has_cell) results.c_n = state();
+  if (save) results.gates = empty_beside(cell.x, layer.sequence_shape(problem.saved_size()));
   // The output is the state: on the CPU, which writes one after the other, in the same memory.
-  layer.set_results(x.is_cpu() ? h_n : state(problem.state_size()), h_n, c_n.value_or(Tensor()));
+  layer.set_results(cell.x.is_cpu() ? results.h_n : state(), results.h_n, results.c_n.value_or(Tensor()), {},
+                    results.gates.value_or(Tensor()));
   run_forward(layer);
-  return {h_n, c_n};
+  return results;
+}
+
+std::vector<Tensor> cell_backward(const Cell& cell, const std::vector<bool>& needs, const Tensor& d_h_n,
+                                  const Tensor& d_c_n, const Tensor& gates) {
+  RECORD_FUNCTION("rnnkern::cell_backward", c10::ArrayRef<const c10::IValue>{});
+  at::AutoDispatchBelowAutograd below;
+  Layer layer = layer_of(cell);
+  Problem& problem = layer.problem;
+  problem.save = true;
+  auto const dense = [&](const Tensor& tensor, const char* name, at::IntArrayRef shape) -> Tensor {
+    if (!tensor.defined()) return {};
+    check_tensor(tensor, name, shape, cell.x.scalar_type(), cell.x.device());
+    layer.owned.push_back(tensor.contiguous());
+    return layer.owned.back();
+  };
+  Shape const shape = state_shape(cell, layer, problem.hidden_size);
+  layer.set_results({}, {}, {}, {}, dense(gates, "gates", layer.sequence_shape(problem.saved_size())));
+
+  std::vector<Tensor> results;
+  std::vector<GroupGradients> gradients(1);
+  auto const part = [&](const Tensor& tensor) { return const_cast<void*>(layer.part(tensor, 0, 0)); };
+  auto const wanted = [&](const OptionalTensor& like) {
+    results.push_back(needs[results.size()] && like ? empty_beside(cell.x, like->sizes()) : Tensor());
+    return part(results.back());
+  };
+  GroupGradients& own = gradients[0];
+  own.d_h_n = part(dense(d_h_n, "d_h", shape));
+  own.d_c_n = part(dense(d_c_n, "d_c", shape));
+  own.d_x = wanted(cell.x);
+  own.d_h_0 = wanted(cell.h_0);
+  own.d_c_0 = wanted(cell.c_0);
+  own.d_w_ih = wanted(cell.weights[0]);
+  own.d_w_hh = wanted(cell.weights[1]);
+  if (problem.bias) own.d_b_ih = wanted(cell.weights[2]), own.d_b_hh = wanted(cell.weights[3]);
+  run_backward(layer, gradients);
+  return results;
 }
 
 }  // namespace rnnkern

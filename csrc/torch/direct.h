@@ -1,4 +1,5 @@
-// Inference past autograd and the dispatcher: no operator's call, whose preparations take longer than 100 small steps.
+// Calls past the dispatcher, and past autograd but for a cell's: what prepares a call of an operator takes longer than
+// 100 small steps.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,10 +30,25 @@ Inferred infer_step(const at::Tensor& x, const Weights& weights, const std::opti
                     const std::optional<at::Tensor>& c_0, const std::string& cell, int64_t num_layers, int64_t heads,
                     double zoneout);
 
-// A cell: one step from [B, I] and states [B, H], or without B: (h', c').
-std::tuple<at::Tensor, std::optional<at::Tensor>> infer_cell(const at::Tensor& x, at::TensorList weights,
-                                                             const std::optional<at::Tensor>& h_0,
-                                                             const std::optional<at::Tensor>& c_0,
-                                                             const std::string& cell);
+// A cell: one step from x [B, I] and states [B, H], or without B.
+struct Cell {
+  const std::string& name;
+  const at::Tensor& x;
+  const std::optional<at::Tensor>& h_0;  // none: zero states
+  const std::optional<at::Tensor>& c_0;
+  at::TensorList weights;
+};
+
+struct CellResults {
+  at::Tensor h_n;
+  std::optional<at::Tensor> c_n;    // of an LSTM
+  std::optional<at::Tensor> gates;  // if they are saved: what backward needs, [1, 1, B, K*H]
+};
+
+CellResults cell_forward(const Cell& cell, bool save);
+
+// Gradients of (x, h_0, c_0, *weights), undefined where `needs` is false; those that come are zero where undefined.
+std::vector<at::Tensor> cell_backward(const Cell& cell, const std::vector<bool>& needs, const at::Tensor& d_h_n,
+                                      const at::Tensor& d_c_n, const at::Tensor& gates);
 
 }  // namespace rnnkern
