@@ -248,12 +248,14 @@ class BackwardSweep {
     return row.d_operand + (int64_t(head) * gates + g) * head_size_ + (unit - head * head_size_);
   }
 
-  // What was kept lies in cache lines far apart, and backwards: the processor does not guess them.
+  // What was kept, and where results go, lies in cache lines far apart, and backwards: the processor does not guess
+  // them.
   RNNKERN_INLINE void fetch_ahead(Row& row, int64_t unit) const {
-    constexpr int read = 0, level_2 = 2;
-    for (int k = 0; k < K; ++k) __builtin_prefetch(row.saved + (row.ahead * K + k) * hidden_ + unit, read, level_2);
-    if constexpr (is_lstm) __builtin_prefetch(row.state[1] + row.ahead * hidden_ + unit, read, level_2);
-    if (row.d_y) __builtin_prefetch(row.d_y + row.ahead * group_.y_stride + unit, read, level_2);
+    for (int k = 0; k < K; ++k) prefetch_lines<kLine, 2>(row.saved + (row.ahead * K + k) * hidden_ + unit);
+    if constexpr (is_lstm) prefetch_lines<kLine, 2>(row.state[1] + row.ahead * hidden_ + unit);
+    if (row.d_y) prefetch_lines<kLine, 2>(row.d_y + row.ahead * group_.y_stride + unit);
+    for (int g = 0; g < G; ++g) prefetch_lines<kLine, 2>(row.d_gates + (row.ahead * G + g) * hidden_ + unit);
+    prefetch_lines<kLine, 2>(row.h_operand + row.ahead * state_size_ + unit);
   }
 
   // The cell's backward of one block; d_out[0] is the gradient of h before any projection.

@@ -144,15 +144,37 @@ class PackedGemm {
 
   void pack_block(Block const& block, int worker, int workers, bool panels_alone = false) const {
     int64_t const steps = packed_steps<P>(block.depth);
-    for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, block);
+    if (b.transposed) {
+      for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, block);
+    } else {
+      pack_rows_of_b(block, steps * worker / workers, steps * (worker + 1) / workers);
+    }
     if (!a.transposed || panels_alone) return;
     // All of it, in the order of memory: a strip's own rows lie far apart.
     if constexpr (kUnit) return pack_groups(block, worker, workers);
     for (int64_t step = steps * worker / workers; step < steps * (worker + 1) / workers; ++step)
-      for (int64_t r = 0; r < m; r += V::lanes)
-        store_packed(copy_at(r) + step * V::lanes,
-                     load_columns<P, T>([&](int64_t i) { return a.data + (block.a + i) * a.stride + r; }, step,
-                                        block.depth, int(std::min<int64_t>(V::lanes, m - r))));
+      for (int64_t r = 0; r < m; r += V::lanes) {
+        P* const out = copy_at(r) + step * V::lanes;
+        prefetch_lines<kLine, 2>(out + 4 * V::lanes);
+        store_packed(out, load_columns<P, T>([&](int64_t i) { return a.data + (block.a + i) * a.stride + r; }, step,
+                                             block.depth, int(std::min<int64_t>(V::lanes, m - r))));
+      }
+  }
+
+  // Steps [first, last) of B that is not transposed, in the order of memory: it may come from beyond all caches.
+  void pack_rows_of_b(Block const& block, int64_t first, int64_t last) const {
+    constexpr int64_t kSteps = 4, kAhead = 8 * Packed<P>::together;  // steps for a division that finds a panel; rows
+    for (int64_t s = first; s < last; s += kSteps)
+      for (int64_t p = 0; p < panel_count(); ++p) {
+        int64_t const begin = column_at(p), end = column_at(p + 1);
+        P* out = panel_at(p, block) + s * (end - begin);
+        for (int64_t step = s; step < std::min(last, s + kSteps); ++step)
+          for (int64_t column = begin; column < end; column += V::lanes, out += V::lanes) {
+            auto const row = [&](int64_t i) { return b.data + (block.b + i) * b.stride + column; };
+            prefetch_lines<kLine, 2>(row(step * Packed<P>::together + kAhead));
+            store_packed(out, load_columns<P, T>(row, step, block.depth, int(std::min<int64_t>(n - column, V::lanes))));
+          }
+      }
   }
 
   // A block of k of all rows at a time.
@@ -216,13 +238,9 @@ class PackedGemm {
       int64_t const column = column_at(p) + j * V::lanes;
       int const count = int(std::min<int64_t>(n - column, V::lanes));
       Column<P> const to{panel + j * V::lanes, columns * V::lanes};
-      if (b.transposed) {
-        const T* const first = b.data + column * b.stride + block.b;
-        pack_transposed<T>([&](int lane) { return first + lane * b.stride; }, count, block.depth, to,
-                           b.stride == block.depth ? first + V::lanes * b.stride : nullptr);
-      } else {
-        pack_rows<T>([&](int64_t i) { return b.data + (block.b + i) * b.stride + column; }, count, block.depth, to);
-      }
+      const T* const first = b.data + column * b.stride + block.b;
+      pack_transposed<T>([&](int lane) { return first + lane * b.stride; }, count, block.depth, to,
+                         b.stride == block.depth ? first + V::lanes * b.stride : nullptr);
     }
   }
 
@@ -273,6 +291,8 @@ class PackedGemm {
     for (int64_t r = 0, i = 0, now; r < rows; r += now, ++i) {
       now = tiles.of(i);
       auto const tile = tile_table<P>.at[false][columns][now];
+      for (int64_t j = at + r; j < at + r + now; ++j)  // by the time that the sums are made, their place is near
+        prefetch_lines<kColumns * V::lanes * sizeof(T), 2>(out + j * c_stride + column);
       if constexpr (std::is_same_v<T, C>) {
         if (whole) {  // sums that need nothing more go straight to their place
           tile(panel, block.depth, strip.row + r, strip.stride,

@@ -188,6 +188,7 @@ void sum_rows(const T* from, int64_t stride, int64_t rows, int64_t first, int64_
       for (V& p : part) p = V(C(0));
       for (int64_t i = r; i < std::min(rows, r + 256); ++i) {
         const T* const row = from + i * stride + j;
+        prefetch_lines<kWide * V::lanes * sizeof(T), 2>(row + 8 * stride);
         for (int v = 0; v < kWide; ++v) part[v] = part[v] + load<V>(row + v * V::lanes, n[v]);
       }
       for (int v = 0; v < kWide; ++v) sum[v] = sum[v] + part[v];
