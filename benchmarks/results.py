@@ -48,8 +48,9 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Rows with the same key are sides of the same problem."""
-        return json.dumps(self.problem, sort_keys=True)
+        """Rows with the same key are sides of the same problem. What a problem is not or has not is left out: older
+        results do not have all of a problem's members."""
+        return json.dumps({name: value for name, value in self.problem.items() if value}, sort_keys=True)
 
 
 # Names of the processors that a virtual machine gives by their numbers.

@@ -3,7 +3,7 @@
 Each operator has a `torch.autograd.Function` as its `Autograd` kernel, so that everything that dispatches (a compiled
 graph, an exported program) finds the gradient; its forward calls the operator again below autograd, or, under a
 transform of `torch.func`, one level further down (`levels.py`). First derivatives run kernels; the derivatives of those
-differentiate `reference.layer` (`formula.py`).
+differentiate `reference.layer` (`formula.py`). A cell that is called eagerly has a Function of its own (`CellStep`).
 
 Note [T == 1]: the backward of one step reads neither `y` nor `cells`, so they are not saved there, and the caller may
 change them in place, as with torch's cells.
@@ -197,29 +197,28 @@ class LayerBackward(torch.autograd.Function):
         return tuple(next(found) if wanted else None for wanted in ctx.needs)
 
 
-class CellForward(torch.autograd.Function):
-    """One step of a cell, `apply(cell, x, h, c, *weights)` -> `h'` or, of an LSTM, `(h', c')`; shapes are a cell's.
-
-    It calls the kernels past the operators, where nothing but autograd would notice (`direct.run_cell`).
+class CellStep(torch.autograd.Function):
+    """Gives the states after one step of a cell their gradients: `apply(cell, [states], gates, x, h, c, *weights)` ->
+    `states`: `h'` or, of an LSTM, `(h', c')`. Shapes are a cell's. `direct.run_cell` has run the kernels; in a list
+    states are no inputs.
     """
 
     @staticmethod
-    def forward(ctx: Any, cell: str, *tensors: Any) -> Any:
-        h_n, c_n, gates = _C.cell_forward(cell, *tensors[:3], tensors[3:])
+    def forward(ctx: Any, cell: str, states: list[Any], *kept: Tensor | None) -> Any:
         ctx.cell = cell
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(gates, *tensors)
-        return h_n if c_n is None else (h_n, c_n)
+        ctx.save_for_backward(*kept)
+        return states[0]
 
     @staticmethod
     @batching.handing_over
     def backward(ctx: Any, d_h: Tensor | None, d_c: Tensor | None = None) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:]
-        gradients = _C.cell_backward(ctx.cell, needs, (d_h, d_c, *kept))
+        needs = ctx.needs_input_grad[3:]
+        gradients = None if dual_level() else _C.cell_backward(ctx.cell, needs, (d_h, d_c, *kept))
         if gradients is None:
             gradients = _cell_backward(ctx.cell, needs, d_h, d_c, *kept)
-        return None, *gradients
+        return None, None, None, *gradients
 
 
 def _cell_backward(

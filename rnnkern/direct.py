@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rnnkern import _C, int8
-from rnnkern.autograd import CellForward
+from rnnkern.autograd import CellStep
 from rnnkern.torch_private import GLOBAL_HOOKS, MODULE_HOOKS, dual_level
 
 # What arguments that are not what a layer takes make the kernels' call raise.
@@ -71,6 +71,10 @@ def run_cell(module: Any, cell: str, x: Tensor, hx: Any) -> Any:
     if torch.compiler.is_compiling() or dual_level():
         return None
     try:
-        return _C.run_cell(module, cell, x, hx, CellForward.apply)
+        result = _C.run_cell(module, cell, x, hx)
     except REFUSALS:
         return None
+    if result is None:
+        return None
+    states, kept = result
+    return states if kept is None else CellStep.apply(cell, [states], *kept)

@@ -6,6 +6,8 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import rnnkern
 from comparison import (
@@ -17,6 +19,7 @@ from comparison import (
     to_double,
 )
 from helpers import OperatorCalls
+from rnnkern import autograd
 
 CASES = [
     ("LSTMCell", {}),
@@ -197,6 +200,20 @@ def test_double_backward(name):
     assert_close(second(ours), second(theirs), gradient=True)
 
 
+@pytest.fixture
+def direct(monkeypatch):
+    """Within it, what calls an operator is an error."""
+
+    def refuse(*_, **__):
+        raise AssertionError("an operator was called")
+
+    def refusing():
+        monkeypatch.setattr(autograd, "layer", refuse)
+        monkeypatch.setattr(autograd, "_cell_backward", refuse)
+
+    return refusing
+
+
 def results_and_gradients(cell, x, hx, needs=None):
     """Bit by bit what one call gives, and the gradients that `needs` names (`x`, `h`, a parameter), or all."""
     states = dict(zip("hc", tensors_of(hx), strict=False))
@@ -208,8 +225,14 @@ def results_and_gradients(cell, x, hx, needs=None):
     return results, torch.autograd.grad(results, wanted, random_like(results))
 
 
-def kind(result):
-    return type(result.grad_fn).__name__
+def assert_equal_to_the_operators(cell, x, hx, direct, needs=None):
+    with OperatorCalls() as operators:
+        expected, expected_gradients = results_and_gradients(cell, x, hx, needs)
+    assert operators.names == ["layer_forward", "layer_backward"]
+    direct()
+    found, gradients = results_and_gradients(cell, x, hx, needs)
+    for one, other in zip((*found, *gradients), (*expected, *expected_gradients), strict=True):
+        assert torch.equal(one, other)
 
 
 @every_case
@@ -217,80 +240,147 @@ def kind(result):
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("needs", [None, ["x"], ["weight_hh"], ["h", "bias_ih"]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_results_and_gradients_are_those_of_the_operators(name, variant, batched, given, needs, dtype, device):
+def test_bits_are_those_of_the_operators(name, variant, batched, given, needs, dtype, device, direct):
     cell, _ = pair(name, dtype, device, **variant)
     x, hx = inputs(name, batched, dtype, device)
     if needs == ["h", "bias_ih"] and not (given and variant.get("bias", True)):
         needs = ["x", "weight_ih"]
-    hx = hx if given else None
-    found, gradients = results_and_gradients(cell, x, hx, needs)
-    with OperatorCalls() as operators:
-        expected, expected_gradients = results_and_gradients(cell, x, hx, needs)
-    assert operators.names == ["layer_forward", "layer_backward"]
-    assert kind(found[0]) == "CellForwardBackward"
-    for one, other in zip((*found, *gradients), (*expected, *expected_gradients), strict=True):
-        assert torch.equal(one, other)
+    assert_equal_to_the_operators(cell, x, hx if given else None, direct, needs)
 
 
-@every_case
-def test_all_second_derivatives(name, variant):
-    if variant.get("nonlinearity") == "relu":
-        variant = {**variant, "nonlinearity": "tanh"}  # relu's are zero
-    cell, _ = pair(name, **variant)
-    x, hx = inputs(name)
+@every_cell
+@pytest.mark.parametrize("batch", [0, 64])
+def test_bits_are_those_of_the_operators_in_other_sizes(name, batch, device, direct):
+    cell = getattr(rnnkern, name)(200, 300, device=device)
+    x, h, c = (torch.randn(batch, size, device=device) for size in (200, 300, 300))
+    assert_equal_to_the_operators(cell, x, (h, c) if name == "LSTMCell" else h, direct)
+
+
+@every_cell
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+def test_gradients_of_one_result_alone(name, batched, given):
+    ours, theirs = pair(name)
+    x, hx = inputs(name, batched)
+    for which in range(len(tensors_of(hx))):
+        leaves = [x, *(tensors_of(hx) if given else [])]
+        found, expected = (
+            torch.autograd.grad(tensors_of(cell(x, hx) if given else cell(x))[which].sum(), [*leaves, cell.weight_hh])
+            for cell in (ours, theirs)
+        )
+        assert_close(found, expected, gradient=True)
+
+
+def flat(cell, x, hx):
+    """`(function, leaves)`: a cell's results as a function of its input, states and parameters."""
     names, parameters = zip(*cell.named_parameters(), strict=True)
     states = tensors_of(hx)
 
     def function(x, *rest):
-        hx = rest[0] if len(states) == 1 else rest[:2]
+        given = rest[: len(states)]
+        hx = () if not given else (given if len(given) == 2 else given[0],)
         weights = dict(zip(names, rest[len(states) :], strict=True))
-        results = tensors_of(torch.func.functional_call(cell, weights, (x, hx)))
-        assert all(kind(result) == "CellForwardBackward" for result in results)
+        results = tensors_of(torch.func.functional_call(cell, weights, (x, *hx)))
+        assert all(type(result.grad_fn).__name__ == "CellStepBackward" for result in results)
         return tuple(results)
 
-    assert torch.autograd.gradgradcheck(function, (x, *states, *parameters), fast_mode=True)
+    return function, (x, *states, *parameters)
+
+
+@every_case
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+def test_all_second_derivatives(name, variant, batched, given):
+    if variant.get("nonlinearity") == "relu":
+        variant = {**variant, "nonlinearity": "tanh"}  # relu's are zero
+    cell, _ = pair(name, **variant)
+    x, hx = inputs(name, batched)
+    assert torch.autograd.gradgradcheck(*flat(cell, x, hx if given else None), fast_mode=True)
 
 
 @every_cell
-def test_gradients_of_a_batch_of_gradients(name):
+@pytest.mark.parametrize("batched", [True, False])
+def test_gradients_of_a_batch_of_gradients(name, batched):
     ours, theirs = pair(name)
-    x, hx = inputs(name)
-    found, expected = [], []
-    for cell, to in ((ours, found), (theirs, expected)):
-        result = tensors_of(cell(x, hx))[0]
-        assert cell is theirs or kind(result) == "CellForwardBackward"
-        directions = torch.stack(random_like([result] * 3))
-        leaves = [x, *tensors_of(hx), *cell.parameters()]
-        to += torch.autograd.grad(result, leaves, directions, is_grads_batched=True, allow_unused=True)
+    x, hx = inputs(name, batched)
+    directions = torch.randn(3, *tensors_of(hx)[0].shape, dtype=torch.float64)
+    found, expected = (
+        torch.autograd.grad(
+            tensors_of(cell(x, hx))[0],
+            [x, *tensors_of(hx), *cell.parameters()],
+            directions,
+            is_grads_batched=True,
+            allow_unused=True,
+        )
+        for cell in (ours, theirs)
+    )
     assert_close(found, expected, gradient=True)
 
 
 @every_cell
-def test_autograd_keeps_its_promises(name):
+def test_tangents_of_gradients(name):
+    x, hx = inputs(name)
+    found = []
+    for cell in pair(name):
+        result = tensors_of(cell(x, hx))[0]
+        with forward_ad.dual_level():
+            incoming = forward_ad.make_dual(torch.ones_like(result), torch.full_like(result, 2.0))
+            (d_x,) = torch.autograd.grad(result, x, incoming)
+            found.append(forward_ad.unpack_dual(d_x))
+    assert_close([t.tangent for t in found], [2 * t.primal for t in found[::-1]], gradient=True)
+
+
+@every_cell
+def test_a_graph_is_kept_and_freed(name):
     cell, _ = pair(name)
     x, hx = inputs(name)
-
-    def loss():
-        return sum(t.square().sum() for t in tensors_of(cell(x, hx)))
-
-    first = loss()
-    first.backward(retain_graph=True)
-    once = cell.weight_ih.grad.clone()
-    first.backward()
-    assert torch.equal(cell.weight_ih.grad, 2 * once)
+    results = tensors_of(cell(x, hx))
+    once, twice = (torch.autograd.grad(results, x, random_like(results), retain_graph=keep) for keep in (True, False))
+    assert torch.equal(*once, *twice)
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        first.backward()
-    second = loss()
+        torch.autograd.grad(results, x, random_like(results))
+
+
+@every_cell
+@pytest.mark.parametrize("changed", ["x", "h", "weight_hh"])
+def test_what_backward_reads_may_not_change(name, changed):
+    cell, _ = pair(name)
+    x, hx = inputs(name)
+    results = tensors_of(cell(x, hx))
     with torch.no_grad():
-        cell.weight_hh.add_(1)
+        {"x": x, "h": tensors_of(hx)[0], "weight_hh": cell.weight_hh}[changed].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        second.backward()
-    seen = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.shape) or t.clone(), lambda t: t):
-        third = loss()
-    cell.weight_ih.grad = None
-    third.backward()
-    assert cell.weight_ih.shape in seen and cell.weight_ih.grad.any()
+        torch.autograd.grad(results, x, random_like(results))
+
+
+@every_cell
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(name, reentrant):
+    cell, _ = pair(name)
+    x, hx = inputs(name)
+    expected = torch.autograd.grad(tensors_of(cell(x, hx))[0].sum(), list(cell.parameters()))
+    tensors_of(checkpoint(cell, x, hx, use_reentrant=reentrant))[0].sum().backward()
+    assert all(torch.equal(p.grad, one) for p, one in zip(cell.parameters(), expected, strict=True))
+
+
+@every_cell
+def test_hooks_on_saved_tensors(name):
+    cell, _ = pair(name)
+    x, hx = inputs(name)
+    expected = results_and_gradients(cell, x, hx)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.movedim(0, -1).clone(), lambda t: t.movedim(-1, 0)):
+        found = results_and_gradients(cell, x, hx)
+    assert all(torch.equal(*pair) for pair in zip(tensors_of(found), tensors_of(expected), strict=True))
+
+    calls = []
+
+    def full(tensor):
+        calls.append(tensor)
+        raise RuntimeError("no room")
+
+    with torch.autograd.graph.saved_tensors_hooks(full, full), pytest.raises(RuntimeError, match="no room"):
+        cell(x, hx)
+    assert len(calls) == 1
 
 
 @every_cell

@@ -125,6 +125,7 @@ Layer layer_of(const Cell& cell) {
     TORCH_CHECK_VALUE(tensor->dim() == dimensions, "hx: expected ", dimensions, " dimensions, got ", tensor->dim());
     return OptionalTensor(with_batch(*tensor).unsqueeze(0));
   };
+  TORCH_CHECK_VALUE(cell.weights.size() % 2 == 0, "weights: expected 2 or 4 tensors, got ", cell.weights.size());
   Tensor const row = with_batch(cell.x);
   OptionalTensor const h = state(cell.h_0), c = state(cell.c_0);
   return Layer(arguments_of(row, cell.weights, h, c, cell.name));
@@ -148,8 +149,8 @@ CellResults cell_forward(const Cell& cell, bool save) {
   if (facts(problem.cell).has_cell) results.c_n = state();
   if (save) results.gates = empty_beside(cell.x, layer.sequence_shape(problem.saved_size()));
   // The output is the state: on the CPU, which writes one after the other, in the same memory.
-  layer.set_results(cell.x.is_cpu() ? results.h_n : state(), results.h_n, results.c_n.value_or(Tensor()), {},
-                    results.gates.value_or(Tensor()));
+  Tensor const y = cell.x.is_cpu() ? results.h_n : state();
+  layer.set_results(y, results.h_n, results.c_n.value_or(Tensor()), {}, results.gates.value_or(Tensor()));
   run_forward(layer);
   return results;
 }
@@ -161,14 +162,9 @@ std::vector<Tensor> cell_backward(const Cell& cell, const std::vector<bool>& nee
   Layer layer = layer_of(cell);
   Problem& problem = layer.problem;
   problem.save = true;
-  auto const dense = [&](const Tensor& tensor, const char* name, at::IntArrayRef shape) -> Tensor {
-    if (!tensor.defined()) return {};
-    check_tensor(tensor, name, shape, cell.x.scalar_type(), cell.x.device());
-    layer.owned.push_back(tensor.contiguous());
-    return layer.owned.back();
-  };
+  TORCH_CHECK_VALUE(gates.defined(), "gates: expected a tensor, got None");
   Shape const shape = state_shape(cell, layer, problem.hidden_size);
-  layer.set_results({}, {}, {}, {}, dense(gates, "gates", layer.sequence_shape(problem.saved_size())));
+  layer.set_results({}, {}, {}, {}, layer.dense(gates, "gates", layer.sequence_shape(problem.saved_size())));
 
   std::vector<Tensor> results;
   std::vector<GroupGradients> gradients(1);
@@ -178,8 +174,8 @@ std::vector<Tensor> cell_backward(const Cell& cell, const std::vector<bool>& nee
     return part(results.back());
   };
   GroupGradients& own = gradients[0];
-  own.d_h_n = part(dense(d_h_n, "d_h", shape));
-  own.d_c_n = part(dense(d_c_n, "d_c", shape));
+  own.d_h_n = part(layer.dense(d_h_n, "d_h", shape));
+  own.d_c_n = part(layer.dense(d_c_n, "d_c", shape));
   own.d_x = wanted(cell.x);
   own.d_h_0 = wanted(cell.h_0);
   own.d_c_0 = wanted(cell.c_0);

@@ -1,4 +1,5 @@
-// A layer's tensors, checked and turned into the core's problem and groups; used by the operators and by `infer`.
+// A layer's tensors, checked and turned into the core's problem and groups; used by the operators and by the direct
+// calls.
 #pragma once
 
 #include <ATen/core/DimVector.h>
@@ -56,6 +57,13 @@ struct Layer {
   Shape shape(std::initializer_list<int64_t> sizes) const;
   // [N?, D, T, B, width] or [N?, D, rows, width].
   Shape sequence_shape(int64_t width) const;
+
+  // A tensor of x's dtype on its device, made dense where it is not, and owned; undefined ones stay so.
+  at::Tensor dense(const at::Tensor& tensor, const char* name, at::IntArrayRef shape) {
+    if (!tensor.defined()) return {};
+    check_tensor(tensor, name, shape, owned.front().scalar_type(), owned.front().device());
+    return owned.emplace_back(tensor.contiguous());
+  }
 
   // The group's part of a tensor [N?, D, rows, width]; null if it is empty or absent.
   const void* part(const at::Tensor& tensor, int64_t group, int64_t elements) const;

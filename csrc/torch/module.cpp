@@ -1,4 +1,5 @@
-// rnnkern._C: loads the operators, and answers what Python asks about the build and about plans.
+// rnnkern._C: loads the operators, answers what Python asks about the build and about plans, and takes the calls that
+// go to the kernels past the operators.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/GradMode.h>
@@ -209,7 +210,7 @@ py::object attribute(py::handle object, PyObject* name) {
     return attribute(object, interned);                                 \
   }()
 
-// Weights as `inference.infer` takes them: a list or tuple, or int8.Weights. False where they are not plain, or made
+// Weights as `direct.infer` takes them: a list or tuple, or int8.Weights. False where they are not plain, or made
 // for another input (packed weights are as wide as the next multiple of four).
 bool take_weights(py::handle given, const Tensor& x, Weights& weights) {
   if (PyList_Check(given.ptr()) || PyTuple_Check(given.ptr())) return take_plain(given, weights.all);
@@ -298,10 +299,9 @@ py::object step_if_plain(py::handle layer, py::handle forward, const py::tuple& 
       without_gil([&] { return infer_step(input, weights, h_0, c_0, cell, num_layers, heads, zoneout); }));
 }
 
-// One step by a cell: its states as a cell gives them, or None as above. Where a gradient may be asked for, they come
-// from `differentiable(cell, x, h, c, *weights)`.
-py::object cell_if_plain(py::handle module, const std::string& cell, py::handle x, py::handle hx,
-                         py::handle differentiable) {
+// One step by a cell: its states as a cell gives them, and what backward needs, (gates, x, h, c, *weights), or None
+// where no gradient may be asked for. None instead of both as above.
+py::object cell_if_plain(py::handle module, const std::string& cell, py::handle x, py::handle hx) {
   static PyObject* const names[] = {PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),
                                     PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
   OptionalTensor h_0, c_0;
@@ -317,25 +317,18 @@ py::object cell_if_plain(py::handle module, const std::string& cell, py::handle 
     weights.push_back(THPVariable_Unpack(found));
   }
   const Tensor& input = THPVariable_Unpack(x.ptr());
-  if (is_recorded(input, h_0, c_0, weights)) {
-    py::tuple arguments(4 + weights.size());
-    arguments[0] = cell, arguments[1] = x, arguments[2] = h_0, arguments[3] = c_0;
-    for (size_t i = 0; i < weights.size(); ++i) arguments[4 + i] = weights[i];
-    return differentiable(*arguments);
-  }
-  CellResults const results = without_gil([&] { return cell_forward({cell, input, h_0, c_0, weights}, false); });
-  return results.c_n ? py::object(py::make_tuple(results.h_n, *results.c_n)) : py::cast(results.h_n);
+  bool const recorded = is_recorded(input, h_0, c_0, weights);
+  auto const [h, c, gates] = without_gil([&] { return cell_forward({cell, input, h_0, c_0, weights}, recorded); });
+  py::object const states = c ? py::object(py::make_tuple(h, *c)) : py::cast(h);
+  if (!recorded) return py::make_tuple(states, py::none());
+  py::tuple kept(4 + weights.size());
+  kept[0] = gates, kept[1] = x, kept[2] = h_0, kept[3] = c_0;
+  for (size_t i = 0; i < weights.size(); ++i) kept[4 + i] = weights[i];
+  return py::make_tuple(states, kept);
 }
 
-// What a cell's autograd.Function runs: (h', c' or None, gates).
-py::tuple cell_forward_of(const std::string& cell, const Tensor& x, const OptionalTensor& h_0,
-                          const OptionalTensor& c_0, const std::vector<Tensor>& weights) {
-  CellResults const results = without_gil([&] { return cell_forward({cell, x, h_0, c_0, weights}, true); });
-  return py::make_tuple(results.h_n, results.c_n, results.gates);
-}
-
-// Gradients of (x, h_0, c_0, *weights) from `tensors` = (d_h, d_c, gates, x, h_0, c_0, *weights), each of which may be
-// None; or None where something stands between, or a gradient of these may be asked for.
+// Gradients of (x, h, c, *weights) from `tensors` = (d_h, d_c, gates, x, h, c, *weights), where what is absent or zero
+// is None; or None where something stands between, or a gradient of these may be asked for.
 py::object cell_backward_if_plain(const std::string& cell, const std::vector<bool>& needs, const py::tuple& tensors) {
   if (!straight_to_kernels() || c10::GradMode::is_enabled()) return py::none();
   std::vector<Tensor> taken;
@@ -383,9 +376,6 @@ PYBIND11_MODULE(_C, module) {
              py::arg("zoneout"));
   module.def("infer_step", step_if_plain, py::arg("layer"), py::arg("forward"), py::arg("must_be_empty"), py::arg("x"),
              py::arg("hx"), py::arg("weights"));
-  module.def("run_cell", cell_if_plain, py::arg("module"), py::arg("cell"), py::arg("x"), py::arg("hx"),
-             py::arg("differentiable"));
-  module.def("cell_forward", cell_forward_of, py::arg("cell"), py::arg("x"), py::arg("h_0"), py::arg("c_0"),
-             py::arg("weights"));
+  module.def("run_cell", cell_if_plain, py::arg("module"), py::arg("cell"), py::arg("x"), py::arg("hx"));
   module.def("cell_backward", cell_backward_if_plain, py::arg("cell"), py::arg("needs"), py::arg("tensors"));
 }

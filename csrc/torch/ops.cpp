@@ -63,14 +63,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   int64_t const rows = problem.rows, batch = problem.batch, size = problem.state_size(), hidden = problem.hidden_size;
   int64_t const directions = layer.directions, members = layer.members;
 
-  // Gradients come dense or are made so; a shape that is not the result's would be read out of bounds.
-  auto const dense = [&](const Tensor& tensor, const char* name, Shape shape) {
-    check_tensor(tensor, name, shape, x.scalar_type(), x.device());
-    layer.owned.push_back(tensor.contiguous());
-    return layer.owned.back();
-  };
-  auto const gradient = [&](const OptionalTensor& tensor, const char* name, Shape shape) {
-    return tensor && tensor->defined() ? dense(*tensor, name, std::move(shape)) : Tensor();
+  // A shape that is not the result's would be read out of bounds.
+  auto const gradient = [&](const OptionalTensor& tensor, const char* name, const Shape& shape) {
+    return tensor ? layer.dense(*tensor, name, shape) : Tensor();
   };
   bool const has_cell = facts(problem.cell).has_cell, sequences = problem.steps > 1;
   auto const y_shape =
@@ -79,9 +74,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   Tensor const grad_h_n = gradient(d_h_n, "d_h_n", layer.shape({directions, batch, size}));
   Tensor const grad_c_n = has_cell ? gradient(d_c_n, "d_c_n", layer.shape({directions, batch, hidden})) : Tensor();
   Tensor const grad_cells = has_cell ? gradient(d_cells, "d_cells", layer.sequence_shape(hidden)) : Tensor();
-  Tensor const saved_y = sequences ? dense(y, "y", y_shape) : Tensor();
-  Tensor const saved_cells = sequences && has_cell ? dense(cells, "cells", layer.sequence_shape(hidden)) : Tensor();
-  Tensor const saved_gates = recompute ? Tensor() : dense(gates, "gates", layer.sequence_shape(problem.saved_size()));
+  Tensor const saved_y = sequences ? layer.dense(y, "y", y_shape) : Tensor();
+  Tensor const saved_cells =
+      sequences && has_cell ? layer.dense(cells, "cells", layer.sequence_shape(hidden)) : Tensor();
+  Tensor const saved_gates =
+      recompute ? Tensor() : layer.dense(gates, "gates", layer.sequence_shape(problem.saved_size()));
 
   auto const options = x.options();
   auto const result = [&](bool wanted, const Tensor& like, bool of_each_sample = false) {

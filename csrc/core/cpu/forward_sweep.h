@@ -197,11 +197,12 @@ class ForwardSweep {
     if constexpr (unquantized) {
       // The gates of x come from beyond the second cache, and results go there. GCC drops calls of what only prefetches
       // if it need not inline.
-      int const gates = &set == &buffers_.first ? set.gates : 0;
+      bool const first = &set == &buffers_.first, last = !first || !(projection_ || two_stage_gru);
+      int const gates = first ? set.gates : 0;
       auto const ahead = [&](Row& row, int64_t unit) __attribute__((always_inline)) {
         for (int g = 0; g < gates; ++g) __builtin_prefetch(row.gates + g * hidden_ + unit);
-        prefetch_lines<kLine, 2>(row.y + unit);
-        if (is_lstm && row.cells) prefetch_lines<kLine, 2>(row.cells + unit);
+        if (last) prefetch_lines<kLine, 2>(row.y + unit);
+        if (is_lstm && first && row.cells) prefetch_lines<kLine, 2>(row.cells + unit);
       };
       if (set.data) return run_panels(set, range, row_, live_, copies_, finish, ahead);
       if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), copies_, finish);

@@ -48,7 +48,9 @@ class PackedGemm {
   bool unpacked() const { return keep_panels && m <= kUnpackedRows && b.transposed; }
   bool across() const { return can_lie_across<P, T> && unpacked() && lie_across<P>(m); }
   // Panels that all rows pass by at once need not leave the second cache, if there are some for each worker.
-  void use_one_pass(int workers) { one_pass = kInPlace && !unpacked() && width() >= workers * near_width(); }
+  void use_one_pass(int workers) {
+    one_pass = kInPlace && b.transposed && !unpacked() && width() >= workers * near_width();
+  }
   int64_t panel_elements(int workers) const {
     if (unpacked()) return 0;
     int64_t const depth = packed_steps<P>(keep_panels && !one_pass ? k : std::min(k, kDepth));
@@ -231,6 +233,7 @@ class PackedGemm {
     }
   }
 
+  // Of B transposed.
   void pack_panel(int64_t p, Block const& block) const {
     P* const panel = panel_at(p, block);
     int const columns = panel_columns(p);
