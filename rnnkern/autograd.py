@@ -22,7 +22,7 @@ from torch.overrides import handle_torch_function, has_torch_function, has_torch
 
 from rnnkern import _C, batching, formula, levels, ops
 from rnnkern.ops import WEIGHTS, Options, Tensors
-from rnnkern.torch_private import below_autograd, dual_level, forward_mode_enabled, transforms_active
+from rnnkern.torch_private import dual_level, forward_mode_enabled, transforms_active
 
 
 def layer(
@@ -99,8 +99,7 @@ def _forward(options: Options, tensors: Tensors) -> tuple[Tensor, ...]:
         return levels.apply(LayerForward, _forward_of_batch, _forward, (options,), tensors)
     if differentiable or (dual_level() and forward_mode_enabled()):
         return LayerForward.apply(options, *tensors)
-    with below_autograd():
-        return ops.forward(options, tensors)
+    return ops.forward_below_autograd(options, tensors)
 
 
 def _backward(
@@ -111,8 +110,7 @@ def _backward(
     if under_transforms and levels.functionalized():
         return ops.backward(options, needs, tensors, per_sample)
     if not (under_transforms or _needs_gradient(tensors) or (dual_level() and forward_mode_enabled())):
-        with below_autograd():
-            return ops.backward(options, needs, tensors, per_sample)
+        return ops.backward_below_autograd(options, needs, tensors, per_sample)
     if per_sample:
         members = batching.members_of_one(tensors, batching.BACKWARD)
         gradients = _backward(options._replace(ensemble=True), needs, members)
@@ -130,8 +128,7 @@ class LayerForward(torch.autograd.Function):
         if transforms_active():
             results = levels.below(_forward, (options,), tensors)
         else:
-            with below_autograd():
-                results = ops.forward(options, tensors)
+            results = ops.forward_below_autograd(options, tensors)
         _keep_for_backward(ctx, options, tensors, results)
         if dual_level():
             ctx.save_for_forward(*tensors)
@@ -169,8 +166,7 @@ class LayerBackward(torch.autograd.Function):
         if transforms_active():
             gradients = levels.below(_backward, (options, needs), tensors)
         else:
-            with below_autograd():
-                gradients = ops.backward(options, needs, tensors)
+            gradients = ops.backward_below_autograd(options, needs, tensors)
         _keep_for_double_backward(ctx, options, needs, tensors, gradients)
         if dual_level():
             ctx.save_for_forward(*tensors[:4], *tensors[7:])

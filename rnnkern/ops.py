@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from rnnkern import _C  # noqa: F401  registers the operators
+from rnnkern import _C  # registers the operators
 from rnnkern.reference import GATES
+from rnnkern.torch_private import below_autograd
 
 layer_forward = torch.ops.rnnkern.layer_forward.default
 layer_backward = torch.ops.rnnkern.layer_backward.default
@@ -42,6 +43,15 @@ def forward(options: Options, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor,
     return layer_forward(tensors[0], tensors[WEIGHTS:], *tensors[1:WEIGHTS], *options)
 
 
+def forward_below_autograd(options: Options, tensors: Tensors) -> Sequence[Tensor]:
+    """`forward` where nothing differentiates it, past the dispatcher if nobody would notice."""
+    results = _C.layer_forward(options, tensors)
+    if results is not None:
+        return results
+    with below_autograd():
+        return forward(options, tensors)
+
+
 def backward(options: Options, needs: Sequence[bool], tensors: Tensors, per_sample: bool = False) -> tuple[Tensor, ...]:
     """Gradients of `(x, h_0, c_0, *weights)`, empty where `needs` is false.
 
@@ -58,6 +68,17 @@ def backward(options: Options, needs: Sequence[bool], tensors: Tensors, per_samp
         per_sample=per_sample,
     )  # fmt: skip
     return d_x, d_h_0, d_c_0, *d_weights
+
+
+def backward_below_autograd(
+    options: Options, needs: Sequence[bool], tensors: Tensors, per_sample: bool = False
+) -> tuple[Tensor, ...]:
+    """`backward` likewise."""
+    gradients = _C.layer_backward(options, needs, tensors, per_sample)
+    if gradients is not None:
+        return gradients
+    with below_autograd():
+        return backward(options, needs, tensors, per_sample)
 
 
 def steps(options: Options, tensors: Tensors) -> int:

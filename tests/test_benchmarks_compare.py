@@ -146,6 +146,15 @@ def test_compare_needs_something_in_common(tmp_path):
     assert compare.main([before, after]) == 2
 
 
+def test_older_results_lack_newer_members_of_a_problem(tmp_path):
+    older, newer = results(times(1), times(2)), results(times(1.5), times(2))
+    for row in older.rows:
+        del row.problem["cells"]
+    older.save(tmp_path / "a.json")
+    newer.save(tmp_path / "b.json")
+    assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+
+
 def test_a_planted_slowdown_is_caught(tmp_path, monkeypatch, threads):
     """A sleep in the layer: measured, written, compared."""
     threads(1)  # beside other programs a pool of two waits at barriers for longer than the sleep

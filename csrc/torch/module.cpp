@@ -2,20 +2,27 @@
 // go to the kernels past the operators.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <array>
 #include <sstream>
+#include <tuple>
 
 #include "../core/cpu/simd.h"
 #include "direct.h"
 #include "layer.h"
+#include "ops.h"
 #if defined(RNNKERN_WITH_CUDA)
 #include "../core/cuda/stationary/device.h"
 #endif
@@ -327,16 +334,101 @@ py::object cell_if_plain(py::handle module, const std::string& cell, py::handle 
   return py::make_tuple(states, kept);
 }
 
+// The tensors of a sequence, undefined where None; false if it holds something that is not plain.
+bool take_optional(py::handle sequence, std::vector<Tensor>& to) {
+  auto const items = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "tensors: expected a sequence"));
+  if (!items) throw py::error_already_set();
+  Py_ssize_t const count = PySequence_Fast_GET_SIZE(items.ptr());
+  to.reserve(size_t(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
+    if (item != Py_None && !is_plain(item)) return false;
+    to.push_back(item == Py_None ? Tensor() : THPVariable_Unpack(item));
+  }
+  return true;
+}
+
+// An operator's arguments as rnnkern/ops.py has them: `options`, and tensors from `first` on.
+struct OperatorArguments {
+  explicit OperatorArguments(size_t first) : first(first) {}
+
+  size_t const first;
+  std::vector<Tensor> tensors;
+  std::array<OptionalTensor, 8> optional;
+  std::string cell;
+  double zoneout;
+  bool bidirectional, ensemble, save, recompute, want_cells;
+  int64_t heads;
+
+  // False where something stands between a call and its kernels, as above, or there are none.
+  bool take(const py::tuple& options, py::handle sequence) {
+    if (!straight_to_kernels() || !take_optional(sequence, tensors)) return false;
+    if (tensors.size() < first + 9 || !tensors[first].defined() ||
+        !(tensors[first].is_cpu() || tensors[first].is_cuda()))
+      return false;
+    for (size_t i = 0; i < optional.size(); ++i)
+      if (tensors[first + 1 + i].defined()) optional[i] = tensors[first + 1 + i];
+    std::tie(zoneout, cell, bidirectional, heads, ensemble, save, recompute, want_cells) =
+        options.cast<std::tuple<double, std::string, bool, int64_t, bool, bool, bool, bool>>();
+    return true;
+  }
+  LayerArguments arguments() const {
+    auto const& [h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c] = optional;
+    return {tensors[first],
+            at::TensorList(tensors).slice(first + 9),
+            h_0,
+            c_0,
+            lengths,
+            reset_mask,
+            batch_sizes,
+            recurrent_mask,
+            zoneout_h,
+            zoneout_c,
+            zoneout,
+            cell,
+            bidirectional,
+            heads,
+            ensemble};
+  }
+};
+
+// The operators' results without the dispatcher, which takes longer than a small layer; None as above.
+py::object forward_if_plain(const py::tuple& options, py::handle tensors) {
+  OperatorArguments own(0);
+  if (!own.take(options, tensors)) return py::none();
+  return py::cast(without_gil([&] {
+    RECORD_FUNCTION("rnnkern::layer_forward", c10::ArrayRef<const c10::IValue>{});
+    at::AutoDispatchBelowAutograd below;
+    return forward(own.arguments(), own.save, own.recompute, own.want_cells);
+  }));
+}
+py::object backward_if_plain(const py::tuple& options, const std::vector<bool>& needs, py::handle tensors,
+                             bool per_sample) {
+  OperatorArguments own(7);
+  if (!own.take(options, tensors)) return py::none();
+  auto [d_x, d_h_0, d_c_0, d_weights] = without_gil([&] {
+    RECORD_FUNCTION("rnnkern::layer_backward", c10::ArrayRef<const c10::IValue>{});
+    at::AutoDispatchBelowAutograd below;
+    std::array<OptionalTensor, 4> incoming;
+    for (size_t i = 0; i < incoming.size(); ++i)
+      if (own.tensors[i].defined()) incoming[i] = own.tensors[i];
+    Tensor const absent = at::empty({0}, own.tensors[own.first].options());
+    auto const kept = [&](size_t i) -> const Tensor& { return own.tensors[i].defined() ? own.tensors[i] : absent; };
+    return backward(own.arguments(), {incoming[0], incoming[1], incoming[2], incoming[3], kept(4), kept(5), kept(6)},
+                    own.recompute, needs, per_sample);
+  });
+  py::tuple results(3 + d_weights.size());
+  results[0] = d_x, results[1] = d_h_0, results[2] = d_c_0;
+  for (size_t i = 0; i < d_weights.size(); ++i) results[3 + i] = d_weights[i];
+  return results;
+}
+
 // Gradients of (x, h, c, *weights) from `tensors` = (d_h, d_c, gates, x, h, c, *weights), where what is absent or zero
 // is None; or None where something stands between, or a gradient of these may be asked for.
 py::object cell_backward_if_plain(const std::string& cell, const std::vector<bool>& needs, const py::tuple& tensors) {
   if (!straight_to_kernels() || c10::GradMode::is_enabled()) return py::none();
   std::vector<Tensor> taken;
-  taken.reserve(tensors.size());
-  for (py::handle tensor : tensors) {
-    if (!tensor.is_none() && !is_plain(tensor)) return py::none();
-    taken.push_back(tensor.is_none() ? Tensor() : THPVariable_Unpack(tensor.ptr()));
-  }
+  if (!take_optional(tensors, taken)) return py::none();
   auto const optional = [](const Tensor& tensor) {
     return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
   };
@@ -377,5 +469,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("infer_step", step_if_plain, py::arg("layer"), py::arg("forward"), py::arg("must_be_empty"), py::arg("x"),
              py::arg("hx"), py::arg("weights"));
   module.def("run_cell", cell_if_plain, py::arg("module"), py::arg("cell"), py::arg("x"), py::arg("hx"));
-  module.def("cell_backward", cell_backward_if_plain, py::arg("cell"), py::arg("needs"), py::arg("tensors"));
+  module.def("layer_forward", torch::wrap_pybind_function(forward_if_plain), py::arg("options"), py::arg("tensors"));
+  module.def("layer_backward", torch::wrap_pybind_function(backward_if_plain), py::arg("options"), py::arg("needs"),
+             py::arg("tensors"), py::arg("per_sample"));
+  module.def("cell_backward", torch::wrap_pybind_function(cell_backward_if_plain), py::arg("cell"), py::arg("needs"),
+             py::arg("tensors"));
 }

@@ -4,7 +4,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "layer.h"
+#include "ops.h"
 
 namespace rnnkern {
 namespace {
@@ -14,21 +14,17 @@ using OptionalTensor = std::optional<Tensor>;
 
 void* writable(const void* part) { return const_cast<void*>(part); }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
-    const Tensor& x, at::TensorList weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
-    const OptionalTensor& lengths, const OptionalTensor& reset_mask, const OptionalTensor& batch_sizes,
-    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
-    double zoneout, std::string_view cell, bool bidirectional, int64_t heads, bool ensemble, bool save, bool recompute,
-    bool want_cells) {
-  Layer layer({x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, zoneout,
-               cell, bidirectional, heads, ensemble});
+}  // namespace
+
+Forward forward(const LayerArguments& arguments, bool save, bool recompute, bool want_cells) {
+  Layer layer(arguments);
   Problem& problem = layer.problem;
   problem.save = save, problem.recompute = recompute;
   int64_t const rows = problem.rows, batch = problem.batch, size = problem.state_size(), hidden = problem.hidden_size;
   int64_t const directions = layer.directions;
   bool const has_cell = facts(problem.cell).has_cell, keep_gates = save && !recompute;
 
-  auto const options = x.options();
+  auto const options = arguments.x.options();
   auto const absent = [&] { return at::empty({0}, options); };  // each a tensor of its own: results never share memory
   Tensor const y = at::empty(
       layer.packed ? layer.shape({rows, directions * size}) : layer.shape({problem.steps, batch, directions * size}),
@@ -37,26 +33,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
   Tensor const c_n = has_cell ? at::empty(layer.shape({directions, batch, hidden}), options) : absent();
   Tensor const cells = has_cell && (want_cells || save) ? at::empty(layer.sequence_shape(hidden), options) : absent();
   // Rows past a length are never written: zeros there, so that equal calls give equal results.
-  Tensor const gates = !keep_gates ? absent()
-                       : lengths   ? at::zeros(layer.sequence_shape(problem.saved_size()), options)
-                                   : at::empty(layer.sequence_shape(problem.saved_size()), options);
+  Tensor const gates = !keep_gates         ? absent()
+                       : arguments.lengths ? at::zeros(layer.sequence_shape(problem.saved_size()), options)
+                                           : at::empty(layer.sequence_shape(problem.saved_size()), options);
   layer.set_results(y, h_n, c_n, cells, gates);
   run_forward(layer);
   return {y, h_n, c_n, cells, gates};
 }
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
-    const OptionalTensor& d_y, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n, const OptionalTensor& d_cells,
-    const Tensor& x, at::TensorList weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
-    const OptionalTensor& lengths, const OptionalTensor& reset_mask, const OptionalTensor& batch_sizes,
-    const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
-    double zoneout, std::string_view cell, bool bidirectional, int64_t heads, bool ensemble, bool recompute,
-    const Tensor& y, const Tensor& cells, const Tensor& gates, c10::List<bool> needs, bool per_sample) {
-  Layer layer({x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, zoneout,
-               cell, bidirectional, heads, ensemble});
+Gradients backward(const LayerArguments& arguments, const BackwardArguments& results, bool recompute,
+                   const std::vector<bool>& needs, bool per_sample) {
+  Layer layer(arguments);
+  auto const& [d_y, d_h_n, d_c_n, d_cells, y, cells, gates] = results;
+  const Tensor& x = arguments.x;
+  at::TensorList const weights = arguments.weights;
+  const OptionalTensor &h_0 = arguments.h_0, &c_0 = arguments.c_0;
   Problem& problem = layer.problem;
   problem.save = true, problem.recompute = recompute, problem.per_sample = per_sample;
-  TORCH_CHECK_VALUE(!per_sample || !(ensemble || layer.packed),
+  TORCH_CHECK_VALUE(!per_sample || !(layer.ensemble || layer.packed),
                     "per_sample: expected false with an ensemble or a packed sequence, got true");
   TORCH_CHECK_VALUE(needs.size() == weights.size() + 3, "needs: expected ", weights.size() + 3, " values, got ",
                     needs.size());
@@ -122,6 +116,32 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   }
   run_backward(layer, gradients);
   return {d_x, d_h_0, d_c_0, d_weights};
+}
+
+namespace {
+
+Forward layer_forward(const Tensor& x, at::TensorList weights, const OptionalTensor& h_0, const OptionalTensor& c_0,
+                      const OptionalTensor& lengths, const OptionalTensor& reset_mask,
+                      const OptionalTensor& batch_sizes, const OptionalTensor& recurrent_mask,
+                      const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c, double zoneout,
+                      std::string_view cell, bool bidirectional, int64_t heads, bool ensemble, bool save,
+                      bool recompute, bool want_cells) {
+  return forward({x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, zoneout,
+                  cell, bidirectional, heads, ensemble},
+                 save, recompute, want_cells);
+}
+
+Gradients layer_backward(const OptionalTensor& d_y, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+                         const OptionalTensor& d_cells, const Tensor& x, at::TensorList weights,
+                         const OptionalTensor& h_0, const OptionalTensor& c_0, const OptionalTensor& lengths,
+                         const OptionalTensor& reset_mask, const OptionalTensor& batch_sizes,
+                         const OptionalTensor& recurrent_mask, const OptionalTensor& zoneout_h,
+                         const OptionalTensor& zoneout_c, double zoneout, std::string_view cell, bool bidirectional,
+                         int64_t heads, bool ensemble, bool recompute, const Tensor& y, const Tensor& cells,
+                         const Tensor& gates, c10::List<bool> needs, bool per_sample) {
+  return backward({x, weights, h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c,
+                   zoneout, cell, bidirectional, heads, ensemble},
+                  {d_y, d_h_n, d_c_n, d_cells, y, cells, gates}, recompute, {needs.begin(), needs.end()}, per_sample);
 }
 
 #define RNNKERN_LAYER_ARGUMENTS                                                                                      \
