@@ -1,7 +1,8 @@
 """Derivatives of a layer: what `torch.autograd` and `torch.func` ask of the two operators.
 
 Each operator has a `torch.autograd.Function` as its `Autograd` kernel, so that everything that dispatches (a compiled
-graph, an exported program) finds the gradient; its forward calls the operator again below autograd, or, under a
+graph, an exported program) finds the gradient; its forward calls the operator again below autograd (where nobody would
+notice, the operator's code, `ops.forward_below_autograd`), or, under a
 transform of `torch.func`, one level further down (`levels.py`). First derivatives run kernels; the derivatives of those
 differentiate `reference.layer` (`formula.py`). A cell that is called eagerly has a Function of its own (`CellStep`).
 

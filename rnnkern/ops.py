@@ -43,9 +43,9 @@ def forward(options: Options, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor,
     return layer_forward(tensors[0], tensors[WEIGHTS:], *tensors[1:WEIGHTS], *options)
 
 
-def forward_below_autograd(options: Options, tensors: Tensors) -> Sequence[Tensor]:
+def forward_below_autograd(options: Options, tensors: Tensors) -> tuple[Tensor, ...]:
     """`forward` where nothing differentiates it, past the dispatcher if nobody would notice."""
-    results = _C.layer_forward(options, tensors)
+    results = None if torch.compiler.is_compiling() else _C.layer_forward(options, tensors)
     if results is not None:
         return results
     with below_autograd():
@@ -74,7 +74,7 @@ def backward_below_autograd(
     options: Options, needs: Sequence[bool], tensors: Tensors, per_sample: bool = False
 ) -> tuple[Tensor, ...]:
     """`backward` likewise."""
-    gradients = _C.layer_backward(options, needs, tensors, per_sample)
+    gradients = None if torch.compiler.is_compiling() else _C.layer_backward(options, needs, tensors, per_sample)
     if gradients is not None:
         return gradients
     with below_autograd():

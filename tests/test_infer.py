@@ -134,3 +134,31 @@ def test_profilers_see_it():
     with torch.profiler.profile() as profile, torch.no_grad():
         layer(torch.randn(3, 2, 5))
     assert "rnnkern::infer" in {event.name for event in profile.events()}
+
+
+def test_profilers_see_operators_and_their_shapes():
+    layer, x = rnnkern.LSTM(5, 8), torch.randn(3, 4, 5)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        layer(x)[0].sum().backward()
+    shapes = {event.name: event.input_shapes for event in profile.events()}
+    assert shapes["rnnkern::layer_forward"][0] == [3, 4, 5] and shapes["rnnkern::layer_backward"][0] == [3, 4, 8]
+
+
+def that_left_its_transform(tensor):
+    """Equal, and still wrapped as a transform of `torch.func` that is over wrapped it."""
+    left = []
+    torch.func.grad(lambda t: left.append(t) or t.sum())(tensor)
+    return left[0]
+
+
+@pytest.mark.parametrize("make", [rnnkern.LSTM, rnnkern.GRUCell])
+def test_a_tensor_that_left_its_transform_is_taken(make):
+    module, x = make(5, 8), torch.randn(*([3] if make is rnnkern.LSTM else []), 4, 5)
+    with torch.no_grad():
+        assert_close(module(that_left_its_transform(x)), module(x), torch.float32)
+    result = tensors_of(module(x))[0]
+    found, expected = (
+        torch.autograd.grad(result, list(module.parameters()), incoming, retain_graph=True)
+        for incoming in (that_left_its_transform(torch.ones_like(result)), torch.ones_like(result))
+    )
+    assert_close(found, expected, torch.float32, gradient=True)

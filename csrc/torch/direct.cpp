@@ -163,6 +163,8 @@ std::vector<Tensor> cell_backward(const Cell& cell, const std::vector<bool>& nee
   Problem& problem = layer.problem;
   problem.save = true;
   TORCH_CHECK_VALUE(gates.defined(), "gates: expected a tensor, got None");
+  TORCH_CHECK_VALUE(needs.size() == cell.weights.size() + 3, "needs: expected ", cell.weights.size() + 3,
+                    " values, got ", needs.size());
   Shape const shape = state_shape(cell, layer, problem.hidden_size);
   layer.set_results({}, {}, {}, {}, layer.dense(gates, "gates", layer.sequence_shape(problem.saved_size())));
 
