@@ -1,5 +1,6 @@
-"""Calls of layers and cells past the operators, and past autograd but for a cell's: what prepares a call for those takes longer than 100
-small steps. Taken only where nobody would notice; everything else goes the long way, through `autograd.layer`.
+"""Calls of layers and cells past the operators, and past autograd but for a cell's: what prepares a call for those
+takes longer than 100 small steps. Taken only where nobody would notice; everything else goes the long way, through
+`autograd.layer`.
 """
 
 from __future__ import annotations

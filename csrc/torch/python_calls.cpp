@@ -40,7 +40,8 @@ bool straight_to_kernels() {
 // dense, no wrapper of a transform, and its values in memory as they are.
 bool is_plain(py::handle object) {
   if (!THPVariable_CheckExact(object.ptr())) return false;
-  constexpr c10::DispatchKeySet apart = c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset;
+  constexpr c10::DispatchKeySet apart =
+      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset;
   c10::DispatchKey const first = (THPVariable_Unpack(object.ptr()).key_set() - apart).highestPriorityTypeId();
   return first == c10::DispatchKey::CPU || first == c10::DispatchKey::CUDA;
 }
@@ -240,8 +241,8 @@ struct OperatorArguments {
   bool bidirectional, ensemble, save, recompute, want_cells;
   int64_t heads;
 
-  // False where something stands between a call and its kernels, as above, or a profiler listens, which may ask for more
-  // of an operator than its name.
+  // False where something stands between a call and its kernels, as above, or a profiler listens, which may ask for
+  // more of an operator than its name.
   bool take(const py::tuple& options, py::handle sequence) {
     if (at::hasCallbacks() || !straight_to_kernels() || !take_optional(sequence, tensors)) return false;
     if (tensors.size() < first + 9 || !tensors[first].defined()) return false;
