@@ -27,10 +27,17 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// A key that torch had up to 2.11 at least, and that its engine left out while it ran.
+template <class Key = c10::DispatchKey>
+constexpr c10::DispatchKeySet names_of_dimensions() {
+  if constexpr (requires { Key::Named; }) return c10::DispatchKeySet(Key::Named);
+  return c10::DispatchKeySet();
+}
+
 // Whether an operator that is called now would go to its kernel but for autograd: no autocast, transform, tracer or
 // mode waits for it.
 bool straight_to_kernels() {
-  constexpr c10::DispatchKeySet apart = c10::autograd_dispatch_keyset_with_ADInplaceOrView;
+  constexpr c10::DispatchKeySet apart = c10::autograd_dispatch_keyset_with_ADInplaceOrView | names_of_dimensions();
   c10::impl::LocalDispatchKeySet const keys = c10::impl::tls_local_dispatch_key_set();
   return keys.included_ - apart == c10::default_included_set - apart &&
          keys.excluded_ - apart == c10::default_excluded_set - apart && !at::impl::torch_function_mode_enabled();
