@@ -38,3 +38,18 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """From its call on, it is an error that a layer without gradients, or a cell, takes the long way."""
+    from rnnkern import autograd
+
+    def refuse(*_, **__):
+        raise AssertionError("the long way was taken")
+
+    def refusing():
+        monkeypatch.setattr(autograd, "layer", refuse)
+        monkeypatch.setattr(autograd, "_cell_backward", refuse)
+
+    return refusing

@@ -19,7 +19,6 @@ from comparison import (
     to_double,
 )
 from helpers import OperatorCalls
-from rnnkern import autograd
 
 CASES = [
     ("LSTMCell", {}),
@@ -198,20 +197,6 @@ def test_double_backward(name):
         return torch.autograd.grad(d_x.square().sum(), [x, *tensors_of(hx), cell.weight_ih])
 
     assert_close(second(ours), second(theirs), gradient=True)
-
-
-@pytest.fixture
-def direct(monkeypatch):
-    """Within it, what calls an operator is an error."""
-
-    def refuse(*_, **__):
-        raise AssertionError("an operator was called")
-
-    def refusing():
-        monkeypatch.setattr(autograd, "layer", refuse)
-        monkeypatch.setattr(autograd, "_cell_backward", refuse)
-
-    return refusing
 
 
 def results_and_gradients(cell, x, hx, needs=None):

@@ -10,18 +10,7 @@ import rnnkern
 from comparison import assert_close, pair, states, tensors_of
 from helpers import OperatorCalls
 from layer_inputs import every_case, every_layer, padded
-from rnnkern import autograd
 from rnnkern.direct import infer
-
-
-@pytest.fixture
-def direct(monkeypatch):
-    """Within it, the long way is an error."""
-
-    def refuse(*_, **__):
-        raise AssertionError("the long way was taken")
-
-    return lambda: monkeypatch.setattr(autograd, "layer", refuse)
 
 
 @every_case

@@ -131,9 +131,9 @@ Layer layer_of(const Cell& cell) {
   return Layer(arguments_of(row, cell.weights, h, c, cell.name));
 }
 
-// [B, size], or [size] without B.
-Shape state_shape(const Cell& cell, const Layer& layer, int64_t size) {
-  return cell.x.dim() == 2 ? Shape{layer.problem.batch, size} : Shape{size};
+// [B, H], or [H] without B.
+Shape state_shape(const Cell& cell, const Problem& problem) {
+  return cell.x.dim() == 2 ? Shape{problem.batch, problem.hidden_size} : Shape{problem.hidden_size};
 }
 
 }  // namespace
@@ -144,7 +144,7 @@ CellResults cell_forward(const Cell& cell, bool save) {
   Layer layer = layer_of(cell);
   Problem& problem = layer.problem;
   problem.save = save;
-  auto const state = [&] { return empty_beside(cell.x, state_shape(cell, layer, problem.hidden_size)); };
+  auto const state = [&] { return empty_beside(cell.x, state_shape(cell, problem)); };
   CellResults results{.h_n = state(), .c_n = {}, .gates = {}};
   if (facts(problem.cell).has_cell) results.c_n = state();
   if (save) results.gates = empty_beside(cell.x, layer.sequence_shape(problem.saved_size()));
@@ -165,7 +165,7 @@ std::vector<Tensor> cell_backward(const Cell& cell, const std::vector<bool>& nee
   TORCH_CHECK_VALUE(gates.defined(), "gates: expected a tensor, got None");
   TORCH_CHECK_VALUE(needs.size() == cell.weights.size() + 3, "needs: expected ", cell.weights.size() + 3,
                     " values, got ", needs.size());
-  Shape const shape = state_shape(cell, layer, problem.hidden_size);
+  Shape const shape = state_shape(cell, problem);
   layer.set_results({}, {}, {}, {}, layer.dense(gates, "gates", layer.sequence_shape(problem.saved_size())));
 
   std::vector<Tensor> results;

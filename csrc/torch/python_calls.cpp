@@ -65,8 +65,9 @@ bool is_recorded(const Tensors&... tensors) {
   return c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
-// Appends the tensors of a list or tuple; false if it is none, or holds something that is not plain.
-bool take_plain(py::handle sequence, std::vector<Tensor>& to) {
+// Appends the tensors of a list or tuple, an undefined one for None where that is allowed; false if it is neither, or
+// holds something that is not plain.
+bool take_plain(py::handle sequence, std::vector<Tensor>& to, bool none_allowed = false) {
   if (!PyList_Check(sequence.ptr()) && !PyTuple_Check(sequence.ptr())) return false;
   auto const items = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), ""));
   if (!items) throw py::error_already_set();
@@ -74,11 +75,14 @@ bool take_plain(py::handle sequence, std::vector<Tensor>& to) {
   to.reserve(to.size() + size_t(count));
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
-    if (!is_plain(item)) return false;
-    to.push_back(THPVariable_Unpack(item));
+    bool const none = none_allowed && item == Py_None;
+    if (!none && !is_plain(item)) return false;
+    to.push_back(none ? Tensor() : THPVariable_Unpack(item));
   }
   return true;
 }
+
+OptionalTensor optional(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor(); }
 
 // hx as a layer takes it: None, a tensor or, of an LSTM, a pair; false if it is something else.
 bool take_states(py::handle hx, OptionalTensor& h_0, OptionalTensor& c_0) {
@@ -222,27 +226,13 @@ py::object cell_if_plain(py::handle module, const std::string& cell, py::handle 
   return py::make_tuple(states, kept);
 }
 
-// The tensors of a sequence, undefined where None; false if it holds something that is not plain.
-bool take_optional(py::handle sequence, std::vector<Tensor>& to) {
-  auto const items = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "tensors: expected a sequence"));
-  if (!items) throw py::error_already_set();
-  Py_ssize_t const count = PySequence_Fast_GET_SIZE(items.ptr());
-  to.reserve(size_t(count));
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
-    if (item != Py_None && !is_plain(item)) return false;
-    to.push_back(item == Py_None ? Tensor() : THPVariable_Unpack(item));
-  }
-  return true;
-}
-
 // An operator's arguments as rnnkern/ops.py has them: `options`, and tensors from `first` on.
 struct OperatorArguments {
   explicit OperatorArguments(size_t first) : first(first) {}
 
   size_t const first;
   std::vector<Tensor> tensors;
-  std::array<OptionalTensor, 8> optional;
+  std::array<OptionalTensor, 8> after_x;
   std::string cell;
   double zoneout;
   bool bidirectional, ensemble, save, recompute, want_cells;
@@ -251,16 +241,16 @@ struct OperatorArguments {
   // False where something stands between a call and its kernels, as above, or a profiler listens, which may ask for
   // more of an operator than its name.
   bool take(const py::tuple& options, py::handle sequence) {
-    if (at::hasCallbacks() || !straight_to_kernels() || !take_optional(sequence, tensors)) return false;
+    if (at::hasCallbacks() || !straight_to_kernels() || !take_plain(sequence, tensors, /*none_allowed=*/true))
+      return false;
     if (tensors.size() < first + 9 || !tensors[first].defined()) return false;
-    for (size_t i = 0; i < optional.size(); ++i)
-      if (tensors[first + 1 + i].defined()) optional[i] = tensors[first + 1 + i];
+    for (size_t i = 0; i < after_x.size(); ++i) after_x[i] = optional(tensors[first + 1 + i]);
     std::tie(zoneout, cell, bidirectional, heads, ensemble, save, recompute, want_cells) =
         options.cast<std::tuple<double, std::string, bool, int64_t, bool, bool, bool, bool>>();
     return true;
   }
   LayerArguments arguments() const {
-    auto const& [h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c] = optional;
+    auto const& [h_0, c_0, lengths, reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c] = after_x;
     return {tensors[first],
             at::TensorList(tensors).slice(first + 9),
             h_0,
@@ -294,13 +284,12 @@ py::object backward_if_plain(const py::tuple& options, const std::vector<bool>& 
   if (!own.take(options, tensors)) return py::none();
   auto [d_x, d_h_0, d_c_0, d_weights] = without_gil([&] {
     at::AutoDispatchBelowAutograd below;
-    std::array<OptionalTensor, 4> incoming;
-    for (size_t i = 0; i < incoming.size(); ++i)
-      if (own.tensors[i].defined()) incoming[i] = own.tensors[i];
+    OptionalTensor const d_y = optional(own.tensors[0]), d_h_n = optional(own.tensors[1]),
+                         d_c_n = optional(own.tensors[2]), d_cells = optional(own.tensors[3]);
     Tensor const absent = at::empty({0}, own.tensors[own.first].options());
     auto const kept = [&](size_t i) -> const Tensor& { return own.tensors[i].defined() ? own.tensors[i] : absent; };
-    return backward(own.arguments(), {incoming[0], incoming[1], incoming[2], incoming[3], kept(4), kept(5), kept(6)},
-                    own.recompute, needs, per_sample);
+    return backward(own.arguments(), {d_y, d_h_n, d_c_n, d_cells, kept(4), kept(5), kept(6)}, own.recompute, needs,
+                    per_sample);
   });
   py::tuple results(3 + d_weights.size());
   results[0] = d_x, results[1] = d_h_0, results[2] = d_c_0;
@@ -313,10 +302,7 @@ py::object backward_if_plain(const py::tuple& options, const std::vector<bool>& 
 py::object cell_backward_if_plain(const std::string& cell, const std::vector<bool>& needs, const py::tuple& tensors) {
   if (!straight_to_kernels() || c10::GradMode::is_enabled()) return py::none();
   std::vector<Tensor> taken;
-  if (!take_optional(tensors, taken)) return py::none();
-  auto const optional = [](const Tensor& tensor) {
-    return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
-  };
+  if (!take_plain(tensors, taken, /*none_allowed=*/true)) return py::none();
   OptionalTensor const h_0 = optional(taken.at(4)), c_0 = optional(taken.at(5));
   Cell const of{cell, taken[3], h_0, c_0, at::TensorList(taken).slice(6)};
   return py::cast(without_gil([&] { return cell_backward(of, needs, taken[0], taken[1], taken[2]); }));

@@ -200,7 +200,7 @@ class ForwardSweep {
       bool const first = &set == &buffers_.first, last = !first || !(projection_ || two_stage_gru);
       int const gates = first ? set.gates : 0;
       auto const ahead = [&](Row& row, int64_t unit) __attribute__((always_inline)) {
-        for (int g = 0; g < gates; ++g) __builtin_prefetch(row.gates + g * hidden_ + unit);
+        for (int g = 0; g < gates; ++g) prefetch_lines<kLine>(row.gates + g * hidden_ + unit);
         if (last) prefetch_lines<kLine, 2>(row.y + unit);
         if (is_lstm && first && row.cells) prefetch_lines<kLine, 2>(row.cells + unit);
       };
