@@ -8,7 +8,9 @@ run, since what disturbs a machine for minutes would make a floor too high.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import json
 import os
 import shlex
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 
 from suites import GATES, Problem
+from timing import wait_for_idle_threads
 
 SOURCES = Path(__file__).parent / "limits"
 LEVELS = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}  # bytes, where the system does not say
@@ -93,7 +96,16 @@ def cache_sizes() -> dict[str, int]:
     return found or dict(LEVELS)
 
 
-def measure_cpu(threads: int, seconds: float) -> dict[str, Any]:
+@functools.lru_cache(maxsize=1)
+def compiled() -> ctypes.CDLL | None:
+    """``limits/cpu.cpp``, compiled once a process; None where that does not succeed."""
+    try:
+        return load_routines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def load_routines() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "cpu.so")
         compiler = shlex.split(os.environ.get("CXX", "c++"))
@@ -103,6 +115,38 @@ def measure_cpu(threads: int, seconds: float) -> dict[str, Any]:
         routines = ctypes.CDLL(str(library))
     routines.read_all.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
     routines.multiply_add.argtypes = [ctypes.c_size_t]
+    routines.take_turns.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+    routines.take_turns.restype = ctypes.c_double
+    return routines
+
+
+def hop_ns() -> float | None:
+    """Nanoseconds until one core sees what another has written, the first two that this process may use; None where it
+    is not known.
+
+    A virtual machine's processors move: two of one core, two beside one third cache and two of different ones are 14,
+    30 and 170 ns apart (two virtual Zen 4 processors), and threads that share a step wait for that.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2 or (routines := compiled()) is None:
+        return None
+    took = []
+
+    def taking_turns(index: int, repeats: int) -> None:
+        with contextlib.suppress(OSError):  # the system may forbid it
+            os.sched_setaffinity(0, {cores[index]})  # of this thread, which ends with it
+        took.append(routines.take_turns(index, repeats))
+
+    wait_for_idle_threads()
+    for _ in range(4):
+        elapsed(taking_turns, 2, 500)
+    return round(min(took), 1)
+
+
+def measure_cpu(threads: int, seconds: float) -> dict[str, Any]:
+    routines = compiled() or load_routines()  # once more for its error
     flops = 2 * 12 * routines.vector_bytes() / 4
     caches, below = [], 0
     sizes = cache_sizes()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from adapters import Unsupported
+from floors import hop_ns
 from results import Row, is_ours
 from suites import Data, Problem
 from timing import LEAST_ROUNDS, PATIENCE, ROUNDS, interleave
@@ -145,7 +146,12 @@ def measure(problem: Problem, sides: dict, limits: Limits, watch: Watch | None =
         rows[name] = Row(problem.as_dict(), name, "ok", useful=problem.useful)
         padded = Data(replace(problem, packed=False), len(data.inputs))
         attempt(name, lambda: calls.update({name: sides["rnnkern"].build(padded)}))
+    shared = torch.device(problem.device).type == "cpu" and torch.get_num_threads() > 1
+    before = hop_ns() if shared else None
     time_sides(problem, calls, rows, limits, watch)
+    hops = [before, hop_ns()] if shared else None
+    for row in rows.values():
+        row.hop_ns = hops if row.samples else None
     return list(rows.values())
 
 

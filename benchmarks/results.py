@@ -11,7 +11,8 @@ One row is one side of one problem: ``problem`` (see ``suites.Problem``), ``repe
 measured it, ``sitting``, ``side`` (``rnnkern`` or a peer's name), ``status``, and where that is "ok": ``samples``, the
 seconds that one call took, in the order in which they were taken: sample ``k`` of two sides of the same problem and
 repeat were taken right after each other; ``calls``, how many calls one sample is the mean of; ``error``, the deviation
-that the check found; ``plan``, what rnnkern chose.
+that the check found; ``plan``, what rnnkern chose; ``hop_ns``, on a CPU with several threads, how far apart two cores
+were before and after (see ``floors.hop_ns``).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Row:
     error: float | None = None
     plan: dict[str, Any] | None = None
     useful: float | None = None  # of a padded run: the share that is not padding
+    hop_ns: list[float | None] | None = None
 
     @property
     def key(self) -> str:

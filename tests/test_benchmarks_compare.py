@@ -1,6 +1,7 @@
 """What tells one run from another: statistics, floors, and the comparison that guards against a slower release."""
 
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -264,7 +265,23 @@ def test_the_limits_of_this_machine_are_measured():
     assert 0 < floors.floor(TINY, found) < 1
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_of_several_threads_know_how_far_apart_the_cores_were(monkeypatch, threads, count):
+    threads(count)
+    monkeypatch.setattr(measure, "MOST_INPUTS", 4)
+    (row,) = measure.measure(TINY, {"rnnkern": rnnkern_layer}, measure.Limits(budget=0.01, rounds=2))
+    assert row.status == "ok"
+    if count == 1:
+        assert row.hop_ns is None
+    elif len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2:
+        assert row.hop_ns == [None, None]
+    else:
+        assert len(row.hop_ns) == 2 and all(1 < ns < 1e6 for ns in row.hop_ns)
+
+
 def test_without_a_compiler_there_are_no_floors(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
+    floors.compiled.cache_clear()
     found = floors.measure_limits("cpu", 1)
     assert "no-such-compiler" in found["missing"] and floors.floor(TINY, found) is None
+    assert floors.hop_ns() is None

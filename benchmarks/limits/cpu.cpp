@@ -1,6 +1,8 @@
-// What one core does at most: reading from a cache level, and multiply-adds from registers. Called through ctypes by
-// floors.py, which compiles it for the machine that it runs on and takes the time.
+// What a core does at most: reading from a cache level, multiply-adds from registers, and passing a cache line to
+// another core. Called through ctypes by floors.py, which compiles it for the machine that it runs on.
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 
 #if defined(__AVX512F__)
@@ -35,6 +37,26 @@ extern "C" float read_all(const float* data, size_t bytes, size_t repeats) {
 }
 
 extern "C" size_t vector_bytes() { return kBytes; }
+
+// Two threads, 0 and 1, give each other the turn `repeats` times; the nanoseconds until one sees that it has it. The
+// first turns, when one may wait for the other to start, do not count.
+extern "C" double take_turns(size_t thread, size_t repeats) {
+  using Clock = std::chrono::steady_clock;
+  alignas(128) static std::atomic<size_t> turn{0};
+  const size_t first = thread + 20;
+  Clock::time_point start;
+  repeats += 10;
+  for (size_t i = thread; i < 2 * repeats; i += 2) {
+    if (i == first) start = Clock::now();
+    while (turn.load(std::memory_order_acquire) != i) {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+    turn.store(i + 1 < 2 * repeats ? i + 1 : 0, std::memory_order_release);
+  }
+  return std::chrono::duration<double, std::nano>(Clock::now() - start).count() / (2 * (repeats - 10));
+}
 
 // `repeats` times kChains multiply-adds of one vector each.
 extern "C" float multiply_add(size_t repeats) {

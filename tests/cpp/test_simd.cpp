@@ -191,6 +191,37 @@ int check_shared_turns() {
   return cases;
 }
 
+void check_same_bits(const Case& c, std::initializer_list<SimdRunner> runners) {
+  Check check(c);
+  for (const std::string& isa : cpu_isas()) {
+    set_cpu_isa(isa);
+    std::vector<char> const alone = check.run(kAlone);
+    for (const SimdRunner& runner : runners)
+      if (check.run(runner) != alone) fail(c, runner.name() + ": other bits than one worker's");
+  }
+}
+
+// Workers who share units, and so make the gates of theirs: some panels a gate, strips of rows and parts of a sum.
+int check_shared_units() {
+  int cases = 0;
+  for (const CellName& cell : kCellNames) {
+    for (Dtype dtype : {Dtype::float32, Dtype::bfloat16}) {
+      Case c;
+      c.seed = static_cast<uint64_t>(++cases);
+      Setting& s = c.setting;
+      s.cell = cell.kind, s.activation = cell.activation;
+      c.dtype = dtype;
+      s.T = 3, s.B = 17, s.I = 520, s.H = 128;
+      c.mode = Mode::infer;
+      Random random(c.seed + 7000);
+      set_rows(c, Rows::plain, random);
+      set_name(c, cell.name, Rows::plain);
+      check_same_bits(c, {{2, 2, Split::units}, {3, 3, Split::units}});
+    }
+  }
+  return cases;
+}
+
 // Weights that few rows read in 16 bits, and workers who were not granted, so that the others run more rows than that.
 int check_fewer_workers() {
   struct Work {
@@ -213,12 +244,7 @@ int check_fewer_workers() {
         Random random(c.seed + 6000);
         set_rows(c, Rows::plain, random);
         set_name(c, cell.name, Rows::plain);
-        Check check(c);
-        for (const std::string& isa : cpu_isas()) {
-          set_cpu_isa(isa);
-          if (check.run(work.runner) != check.run(kAlone))
-            fail(c, work.runner.name() + ": other bits than one worker's");
-        }
+        check_same_bits(c, {work.runner});
       }
     }
   }
@@ -249,7 +275,8 @@ int check_long_sequences() {
 
 int main() {
   int cases = for_each_case(Backend::cpu, 6, [](const Case& c) { check_case(c, 2); });
-  cases += check_sizes() + check_long_sums() + check_shared_turns() + check_fewer_workers() + check_long_sequences();
+  cases += check_sizes() + check_long_sums() + check_shared_turns() + check_shared_units() + check_fewer_workers() +
+           check_long_sequences();
   std::printf("simd equals its definition, and its own bits, in %d cases\n", cases);
   return 0;
 }

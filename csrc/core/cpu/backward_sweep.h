@@ -35,7 +35,7 @@ struct BackwardBuffers {
 };
 
 template <class T>
-struct BackwardRow {
+struct alignas(kLine) BackwardRow {
   using C = compute_t<T>;
   using Operand = operand_t<T>;
   const Operand* operand;  // what the stage's product multiplies
@@ -51,7 +51,7 @@ struct BackwardRow {
 };
 
 template <class Cell, class T>
-class BackwardSweep {
+class alignas(kLine) BackwardSweep {
   using C = compute_t<T>;
   using Operand = operand_t<T>;
   using V = Vec<C>;

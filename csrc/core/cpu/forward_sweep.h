@@ -37,7 +37,7 @@ struct ForwardBuffers {
 };
 
 template <class T>
-struct ForwardRow {
+struct alignas(kLine) ForwardRow {
   using C = compute_t<T>;
   using Operand = operand_t<T>;
   const Operand* operand;  // what the next stage's product multiplies
@@ -55,7 +55,7 @@ struct ForwardRow {
 
 // `Panels`: the weights as the product takes them (PanelSet, or Int8Panels).
 template <class Cell, class T, class Panels = PanelSet<packed_t<T>>>
-class ForwardSweep {
+class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every step
   using C = compute_t<T>;
   using Operand = operand_t<T>;
   using V = Vec<C>;

@@ -43,6 +43,7 @@ class PackedGemm {
 
   bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
   bool one_pass = false;     // rows() is called once, for all of A: the panels are packed there, and forgotten
+  int gates = 0;  // if not 0: C is so many gates, and each worker makes mostly those of its part of the units
 
   // A few rows: the panels would be used once.
   bool unpacked() const { return keep_panels && m <= kUnpackedRows && b.transposed; }
@@ -101,11 +102,10 @@ class PackedGemm {
   }
 
  private:
-  // Some of k: where they begin in A, B and `panels`, the first of which begins with column `column`.
+  // Some of k: where they begin in A, B and `panels`.
   struct Block {
     int64_t a, b, panels, depth;
     bool begins, ends;
-    int64_t column = 0;
   };
   Block whole_block(int64_t k_0) const {
     return {k_0, k_0, packed_steps<P>(k_0) * width(), std::min(kDepth, k - k_0), k_0 == 0, k_0 + kDepth >= k};
@@ -138,16 +138,22 @@ class PackedGemm {
   int64_t width() const { return vectors() * V::lanes; }
   static constexpr int64_t near_width() { return kNear * kColumns * V::lanes; }
   int64_t panel_count() const { return (vectors() + kColumns - 1) / kColumns; }
+  // The i-th panel to be dealt out: those of the same units follow each other, where each gate has as many.
+  int64_t dealt(int64_t i) const {
+    if (gates <= 1 || unpacked() || panel_count() % gates != 0) return i;
+    return i % gates * (panel_count() / gates) + i / gates;
+  }
   int64_t column_at(int64_t p) const { return vectors() * p / panel_count() * V::lanes; }
   int panel_columns(int64_t p) const { return int((column_at(p + 1) - column_at(p)) / V::lanes); }
   P* panel_at(int64_t p, Block const& block) const {
-    return panels + block.panels + (column_at(p) - block.column) * packed_steps<P>(block.depth);
+    return panels + block.panels + column_at(p) * packed_steps<P>(block.depth);
   }
 
   void pack_block(Block const& block, int worker, int workers, bool panels_alone = false) const {
     int64_t const steps = packed_steps<P>(block.depth);
     if (b.transposed) {
-      for (int64_t p = worker; p < panel_count(); p += workers) pack_panel(p, block);
+      Part const mine(panel_count(), worker, workers);
+      for (int i = mine.begin; i < mine.end; ++i) pack_panel(i, block, panel_at(dealt(i), block));
     } else {
       pack_rows_of_b(block, steps * worker / workers, steps * (worker + 1) / workers);
     }
@@ -199,7 +205,11 @@ class PackedGemm {
   void multiply_block(Block const& block, int64_t first, int64_t count, T* out, bool add, int worker,
                       int workers) const {
     int64_t const all = strips(count), tasks = all * panel_count();
-    int64_t const near = kInPlace || a.transposed ? kNear : panel_count();  // else each turn copies the rows again
+    int64_t near = kInPlace || a.transposed ? kNear : panel_count();  // else each turn copies the rows again
+    if (kInPlace && gates > 0) {                                      // a number of turns that the workers can share
+      int64_t const turns = ((panel_count() - 1) / (kNear * workers) + 1) * workers;
+      near = (panel_count() - 1) / turns + 1;
+    }
     MatrixUnit<P> const unit(kUnitRows);
     Strip strip;
     int64_t current = -1;
@@ -209,41 +219,45 @@ class PackedGemm {
       int64_t const s = turn / panels_now, at = strip_at(s, all, count), rows = strip_at(s + 1, all, count) - at;
       if (s != current) set_strip(strip, worker, first + at, rows, block);
       current = s;
-      multiply(strip, at, rows, p + turn % panels_now, worker, block, out, add);
+      int64_t const now = dealt(p + turn % panels_now);
+      const P* const packed = unpacked() ? nullptr : panel_at(now, block);
+      multiply(strip, at, rows, now, packed, worker, block, out, add);
     }
   }
 
   // Each worker packs its own panels, some at a time, into the same memory again and again.
   void pass(int64_t first, int64_t count, T* out, bool add, int worker, int workers) const {
-    int64_t const all = strips(count), last = panel_count() * (worker + 1) / workers;
+    int64_t const all = strips(count);
+    Part const mine(panel_count(), worker, workers);
     Strip strip;
-    for (int64_t p = panel_count() * worker / workers, next; p < last; p = next) {
-      next = std::min(p + kNear, last);
+    for (int64_t p = mine.begin, next; p < mine.end; p = next) {
+      next = std::min<int64_t>(p + kNear, mine.end);
+      auto const place = [&](int64_t i) {
+        return panels + (worker * kNear + i - p) * kColumns * V::lanes * packed_steps<P>(std::min(k, kDepth));
+      };
       for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth) {
-        Block block = whole_block(k_0);
-        block.panels = worker * near_width() * packed_steps<P>(std::min(k, kDepth));
-        block.column = column_at(p);
-        for (int64_t q = p; q < next; ++q) pack_panel(q, block);
+        Block const block = whole_block(k_0);
+        for (int64_t i = p; i < next; ++i) pack_panel(i, block, place(i));
         for (int64_t s = 0; s < all; ++s) {
           int64_t const at = strip_at(s, all, count), rows = strip_at(s + 1, all, count) - at;
           set_strip(strip, worker, first + at, rows, block);
-          for (int64_t q = p; q < next; ++q) multiply(strip, at, rows, q, worker, block, out, add);
+          for (int64_t i = p; i < next; ++i) multiply(strip, at, rows, dealt(i), place(i), worker, block, out, add);
         }
       }
     }
   }
 
-  // Of B transposed.
-  void pack_panel(int64_t p, Block const& block) const {
-    P* const panel = panel_at(p, block);
+  // The i-th of B transposed.
+  void pack_panel(int64_t i, Block const& block, P* panel) const {
+    int64_t const p = dealt(i), after = dealt(std::min(i + 1, panel_count() - 1));
     int const columns = panel_columns(p);
     for (int j = 0; j < columns; ++j) {
-      int64_t const column = column_at(p) + j * V::lanes;
+      int64_t const column = column_at(p) + j * V::lanes, next = j + 1 < columns ? column + V::lanes : column_at(after);
       int const count = int(std::min<int64_t>(n - column, V::lanes));
       Column<P> const to{panel + j * V::lanes, columns * V::lanes};
-      const T* const first = b.data + column * b.stride + block.b;
-      pack_transposed<T>([&](int lane) { return first + lane * b.stride; }, count, block.depth, to,
-                         b.stride == block.depth ? first + V::lanes * b.stride : nullptr);
+      auto const row = [&](int64_t c) { return b.data + c * b.stride + block.b; };
+      pack_transposed<T>([&](int lane) { return row(column + lane); }, count, block.depth, to,
+                         b.stride == block.depth ? row(next) : nullptr);
     }
   }
 
@@ -278,17 +292,16 @@ class PackedGemm {
     }
   }
 
-  void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, int worker, Block const& block, T* out,
-                bool add) const {
+  void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, const P* panel, int worker, Block const& block,
+                T* out, bool add) const {
     alignas(64) C sums[std::max(kMaxAccumulators, kUnpackedRows * kColumns) * V::lanes];
     int const columns = panel_columns(p);
     if (unpacked()) {
       multiply_unpacked(strip, int(rows), p, worker, block, sums);
       return finish(out, at, rows, p, sums, block, add);
     }
-    const P* const panel = panel_at(p, block);
     int64_t const column = column_at(p);
-    if constexpr (kUnit) return multiply_groups(strip, at, rows, p, block, sums, out, add);
+    if constexpr (kUnit) return multiply_groups(strip, at, rows, p, panel, block, sums, out, add);
     bool const whole = column + columns * V::lanes <= n;
     TileRows const tiles(rows, tile_rows(columns));
     for (int64_t r = 0, i = 0, now; r < rows; r += now, ++i) {
@@ -308,14 +321,13 @@ class PackedGemm {
     }
   }
 
-  void multiply_groups(const Strip& strip, int64_t at, int64_t rows, int64_t p, Block const& block, C* sums, T* out,
-                       bool add) const {
+  void multiply_groups(const Strip& strip, int64_t at, int64_t rows, int64_t p, const P* panel, Block const& block,
+                       C* sums, T* out, bool add) const {
     int64_t const blocks = unit_blocks<P>(block.depth);
     for (int64_t r = 0, now; r < rows; r += now) {
       int const groups = rows - r > kUnitRows ? 2 : 1;
       now = std::min<int64_t>(groups * kUnitRows, rows - r);
-      unit_product(panel_at(p, block), panel_columns(p), strip.groups + r * blocks * kUnitPairs, groups, blocks, sums,
-                   kUnitRows);
+      unit_product(panel, panel_columns(p), strip.groups + r * blocks * kUnitPairs, groups, blocks, sums, kUnitRows);
       finish(out, at + r, now, p, sums, block, add);
     }
   }

@@ -102,12 +102,13 @@ struct Int8InputProduct {
   }
 
   void pack(int worker, int workers) const {
-    int64_t const first = count * worker / workers, last = count * (worker + 1) / workers;
-    quantize_operands(panels, all + first, last - first);
+    Part const mine(count, worker, workers);
+    quantize_operands(panels, all + mine.begin, mine.end - mine.begin);
   }
   void rows(int64_t first, int64_t n, float* out, int worker, int workers) const {
     int64_t const height = panels.set.units;
-    run_int8_panels(panels, {panels.count * worker / workers, panels.count * (worker + 1) / workers}, all + first, n,
+    Part const mine(panels.count, worker, workers);
+    run_int8_panels(panels, {mine.begin, mine.end}, all + first, n,
                     each_block([&](const Row& row, const Panel&, int64_t unit, int units, const float* sums) {
                       float* const gates = out + (&row - all - first) * gates_stride + unit;
                       for (int g = 0; g < panels.set.gates; ++g)
@@ -138,8 +139,9 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
     new (&products[g]) Int8InputProduct(Int8InputProduct::make(platform, problem, groups[g], weights[g].input));
   }
   int64_t const lives = count * problem.batch * plan.workers,
-                pitch =
-                    std::max(quantized_bytes(heads, head), quantized_bytes(1, std::max(problem.state_size(), hidden)));
+                most =
+                    std::max(quantized_bytes(heads, head), quantized_bytes(1, std::max(problem.state_size(), hidden))),
+                pitch = (most + kLine - 1) / kLine * kLine;
   auto* const rows = scratch<ForwardRow<float>>(platform, lives);
   auto* const bytes = scratch<uint8_t>(platform, lives * pitch);
   for (int64_t i = 0; i < lives; ++i) rows[i].bytes = bytes + i * pitch;

@@ -68,8 +68,9 @@ void pack_backward(const Problem& problem, const Group& group, const GroupGradie
   int64_t const hidden = problem.hidden_size, width = problem.state_size() / problem.heads;
   // The first product is of the state before a step: of one step, h_0.
   int const count = problem.steps > 1 || gradients.d_h_0 ? buffers.first.count : 0;
-  for (int p = worker; p < count; p += workers) buffers.first.pack_backward(p, w_hh, hidden, width);
-  for (int p = worker; p < buffers.second.count; p += workers) {
+  Part const first(count, worker, workers), second(buffers.second.count, worker, workers);
+  for (int p = first.begin; p < first.end; ++p) buffers.first.pack_backward(p, w_hh, hidden, width);
+  for (int p = second.begin; p < second.end; ++p) {
     if (problem.proj_size > 0) {
       buffers.second.pack_backward(p, static_cast<const T*>(group.w_hr), problem.proj_size, hidden);
     } else {
@@ -385,8 +386,8 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
     }
     for (int i = 0; i < n; ++i) {
       if (team.sweeps[i].rows() == 0) continue;
-      int const panels = buffers[first + i].first.count;
-      team.sweeps[i].end(panels * team.first() / team.stride(), panels * (team.first() + 1) / team.stride());
+      Part const mine(buffers[first + i].first.count, team.first(), team.stride());
+      team.sweeps[i].end(mine.begin, mine.end);
     }
   });
 }

@@ -106,10 +106,12 @@ void pack_forward(const Problem& problem, const Group& group, const ForwardBuffe
   int64_t const hidden = problem.hidden_size;
   if constexpr (std::is_same_v<Panels, PanelSet<packed_t<T>>>) {
     if (buffers.first.data) {
-      for (int p = worker; p < buffers.first.count; p += workers)
-        buffers.first.pack_forward(p, buffers.w_first, hidden);
-      for (int p = worker; p < buffers.second.count; p += workers)
-        buffers.second.pack_forward(p, buffers.w_second, hidden);
+      auto const pack = [&](const Panels& set, const T* weight) {
+        Part const mine(set.count, worker, workers);
+        for (int p = mine.begin; p < mine.end; ++p) set.pack_forward(p, weight, hidden);
+      };
+      pack(buffers.first, buffers.w_first);
+      pack(buffers.second, buffers.w_second);
     }
   }
   if (worker != 0 || !group.b_ih) return;
@@ -199,6 +201,7 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     }
     new (&products[g]) PackedGemm<T>(input_product(problem, groups[g], buffers[g]));
     products[g].keep_panels = true;
+    if (plan.split == Split::units) products[g].gates = Cell::gates;
     products[g].m = std::min(problem.rows, turns.steps_together * problem.batch);
     if (turns.steps_together == problem.steps) products[g].use_one_pass(slots.workers(plan));
     if (slot == g) product_scratch[g] = ProductScratch<T>::make(&products[g], 1, slots.workers(plan), platform);

@@ -8,6 +8,7 @@ namespace rnnkern::RNNKERN_ISA {
 
 template <class E>
 E* scratch(Platform& platform, int64_t count) {
+  static_assert(alignof(E) <= kLine);
   return static_cast<E*>(platform.scratch(size_t(count) * sizeof(E)));
 }
 template <class E>
@@ -163,8 +164,8 @@ struct Team {
       for (int g = 0; g < groups; ++g) sweeps[g].prepare(s);
       for (int stage = 0; stage < stages; ++stage) {
         for (int g = 0; g < groups; ++g) {
-          int const count = panels(g, stage);
-          sweeps[g].run(stage, count * worker / workers, count * (worker + 1) / workers);
+          Part const mine(panels(g, stage), worker, workers);
+          sweeps[g].run(stage, mine.begin, mine.end);
         }
         barrier.wait(workers);
       }
