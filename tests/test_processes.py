@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -110,45 +108,3 @@ def test_a_call_lets_other_threads_run_python(threads):
     y, _ = layer(x)
     pause, took = longest_pause_beside(lambda: y.sum().backward())
     assert pause < 0.5 * took
-
-
-WOKEN_ON_ONE_PROCESSOR = """
-import os
-import torch
-import rnnkern
-
-def tasks():
-    return {int(task) for task in os.listdir("/proc/self/task")}
-
-def processor(task):
-    with open(f"/proc/self/task/{task}/stat", encoding="ascii") as file:
-        return int(file.read().rsplit(")", 1)[1].split()[36])
-
-one, other = sorted(os.sched_getaffinity(0))[:2]
-torch.set_num_threads(2)
-layer, x = rnnkern.LSTM(256, 256).eval(), torch.randn(50, 1, 256)
-assert rnnkern.plan(layer, x)["workers"] == 2
-with torch.inference_mode():
-    before = tasks()
-    expected = layer(x)[0]
-    team = [os.getpid(), *(tasks() - before)]
-    assert len(team) == 2, team
-    apart = 0
-    for _ in range(20):
-        for places in ({one}, {one, other}):
-            for task in team:
-                os.sched_setaffinity(task, places)
-        assert torch.equal(layer(x)[0], expected)
-        apart += len({processor(task) for task in team}) == 2
-        assert all(os.sched_getaffinity(task) == {one, other} for task in team)
-print(apart)
-"""
-
-
-@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="one processor, or not Linux")
-def test_workers_that_wake_on_one_processor_move_apart():
-    """Else they wait for each other until the system moves one, for milliseconds, in nearly every round."""
-    script = [sys.executable, "-c", WOKEN_ON_ONE_PROCESSOR]
-    found = subprocess.run(script, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert found.returncode == 0, found.stderr
-    assert int(found.stdout) >= 15

@@ -96,12 +96,10 @@ constexpr double kManyWeights = 0.7e6;  // bytes: more than stay in a second cac
 constexpr int kFewRows = 8;             // of a thread
 constexpr double kManyWeightsTrained = 2 * kManyWeights;
 constexpr int kFewRowsTrained = 2;
-constexpr double kManyWeightsOnce = 8e6;  // take as long to read as a sleeping thread takes to wake
-constexpr int kManyUnits = 64;            // of a thread: some vectors of them
+constexpr int kManyUnits = 64;  // of a thread: some vectors of them
 
 // Threads share rows where there are rows for all; a single row's units only where a step is long enough to pay for a
-// barrier (0.3 us a step), or for the waking where it is the only one; and nothing where the whole call is shorter than
-// waking a thread takes. A matrix unit takes
+// barrier (0.3 us a step); and nothing where the whole call is shorter than waking a thread takes. A matrix unit takes
 // several rows in the time of one, which a thread should have then. Without one, too, a row alone waits for its
 // weights, where each thread could read a part of them for all rows; and so do a few rows for many weights. Backward
 // does more beside reading them: it gains where rows are fewer and weights more.
@@ -110,8 +108,7 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   double const total = double(p.rows) * p.groups * (loop + input);
   if (threads <= 1 || total < 1e6) return;
   int64_t const rows = p.batch * p.groups, at_once = simd_rows_at_once(p.dtype);
-  bool const repaid = p.steps > 1 || (loop + input) * weight_bytes(p) >= kManyWeightsOnce;
-  bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3) && repaid;
+  bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3) && p.steps > 1;
   bool const alone = rows < 2 * threads;
   bool const streams = loop * weight_bytes(p) >= (p.save ? kManyWeightsTrained : kManyWeights) &&
                        rows <= threads * (p.save ? kFewRowsTrained : kFewRows);

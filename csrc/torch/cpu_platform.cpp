@@ -3,13 +3,11 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <span>
 
 #include "../core/cpu/barrier.h"
 
@@ -33,34 +31,6 @@ size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * 
 // A forked child has none of the parent's OpenMP threads and may not start new ones.
 std::atomic<bool> forked{false};
 [[maybe_unused]] int const at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
-// A thread that slept may wake on the processor of the thread that calls it, where the two would wait for each other
-// until the system balances its load, for milliseconds. `places`: each worker's processor.
-void leave_shared_processor([[maybe_unused]] int worker, [[maybe_unused]] std::span<const int> places) {
-#if defined(__linux__)
-  auto const mine = places.begin() + worker;
-  if (std::find(places.begin(), mine, *mine) == mine) return;
-  cpu_set_t allowed, free;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-  free = allowed;
-  for (int place : places) CPU_CLR(place, &free);
-  int chosen = -1, more = worker;  // a free one of its own, where there are enough
-  for (int cpu = 0; cpu < CPU_SETSIZE && more > 0; ++cpu)
-    if (CPU_ISSET(cpu, &free)) chosen = cpu, --more;
-  if (chosen < 0) return;
-  CPU_ZERO(&free);
-  CPU_SET(chosen, &free);
-  if (sched_setaffinity(0, sizeof free, &free) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
-#endif
-}
-
-int processor() {
-#if defined(__linux__)
-  return std::max(0, sched_getcpu());
-#else
-  return 0;
-#endif
-}
 
 }  // namespace
 
@@ -135,13 +105,10 @@ void TorchCpuPlatform::parallel(int wanted, const std::function<void(int worker,
   // OpenMP may grant fewer threads, and then hands several indices to one. Each waits until all indices are taken: by
   // then every thread that takes part has made itself known.
   std::atomic<int> taken{0}, workers{0};
-  std::vector<int> places(wanted);
   at::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
     int const worker = workers.fetch_add(1);
-    places[worker] = processor();
     taken.fetch_add(int(end - begin));
     spin_until([&] { return taken.load() >= wanted; });
-    leave_shared_processor(worker, {places.data(), size_t(workers.load())});
     work(worker, workers.load());
   });
 }

@@ -138,7 +138,8 @@ class PackedGemm {
   int64_t width() const { return vectors() * V::lanes; }
   static constexpr int64_t near_width() { return kNear * kColumns * V::lanes; }
   int64_t panel_count() const { return (vectors() + kColumns - 1) / kColumns; }
-  // The i-th panel to be dealt out: those of the same units follow each other, where each gate has as many.
+  // The i-th panel to be dealt out: those of the same units follow each other, where each gate has as many and B is not
+  // read where it lies.
   int64_t dealt(int64_t i) const {
     if (gates <= 1 || unpacked() || panel_count() % gates != 0) return i;
     return i % gates * (panel_count() / gates) + i / gates;
