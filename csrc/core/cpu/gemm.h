@@ -207,7 +207,8 @@ class PackedGemm {
                       int workers) const {
     int64_t const all = strips(count), tasks = all * panel_count();
     int64_t near = kInPlace || a.transposed ? kNear : panel_count();  // else each turn copies the rows again
-    if (kInPlace && gates > 0) {                                      // a number of turns that the workers can share
+    if (kInPlace && gates > 0) {
+      // So many that the workers can share the turns.
       int64_t const turns = ((panel_count() - 1) / (kNear * workers) + 1) * workers;
       near = (panel_count() - 1) / turns + 1;
     }
