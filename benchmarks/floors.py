@@ -97,22 +97,18 @@ def cache_sizes() -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=1)
-def compiled() -> ctypes.CDLL | None:
-    """``limits/cpu.cpp``, compiled once a process; None where that does not succeed."""
+def compiled() -> ctypes.CDLL | Exception:
+    """``limits/cpu.cpp``, compiled once a process, or why it is not."""
     try:
-        return load_routines()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def load_routines() -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "cpu.so")
-        compiler = shlex.split(os.environ.get("CXX", "c++"))
-        options = ["-O3", "-march=native", "-shared", "-fPIC"]
-        command = [*compiler, *options, str(SOURCES / "cpu.cpp"), "-o", str(library)]
-        subprocess.run(command, check=True, capture_output=True)
-        routines = ctypes.CDLL(str(library))
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder, "cpu.so")
+            compiler = shlex.split(os.environ.get("CXX", "c++"))
+            options = ["-O3", "-march=native", "-shared", "-fPIC"]
+            command = [*compiler, *options, str(SOURCES / "cpu.cpp"), "-o", str(library)]
+            subprocess.run(command, check=True, capture_output=True)
+            routines = ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError) as error:
+        return error
     routines.read_all.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
     routines.multiply_add.argtypes = [ctypes.c_size_t]
     routines.take_turns.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
@@ -130,7 +126,7 @@ def hop_ns() -> float | None:
     if not hasattr(os, "sched_getaffinity"):
         return None
     cores = sorted(os.sched_getaffinity(0))[:2]
-    if len(cores) < 2 or (routines := compiled()) is None:
+    if len(cores) < 2 or isinstance(routines := compiled(), Exception):
         return None
     took = []
 
@@ -146,7 +142,9 @@ def hop_ns() -> float | None:
 
 
 def measure_cpu(threads: int, seconds: float) -> dict[str, Any]:
-    routines = compiled() or load_routines()  # once more for its error
+    routines = compiled()
+    if isinstance(routines, Exception):
+        raise routines
     flops = 2 * 12 * routines.vector_bytes() / 4
     caches, below = [], 0
     sizes = cache_sizes()
