@@ -25,13 +25,14 @@ struct BackwardBuffers {
   T* live_x = nullptr;         // [I] x with zeros past the lengths
   C* d_bias = nullptr;         // [samples][G + 1][H] sums of d_gates, and of d_split
   int64_t pitch = 0;           // of the carries
-  C* carry[2] = {};            // [h, c][B][pitch] the part that no product brings
-  Operand* d_operand[2] = {};  // [parity][B][head][gate][unit] gates' gradients as the next product reads them
+  C* carry[2] = {};            // [h, c][place][pitch] the part that no product brings
+  Operand* d_operand[2] = {};  // [parity][place][head][gate][unit] gates' gradients as the next product reads them
   int64_t d_operand_size = 0;
-  Operand* middle = nullptr;       // [B][pitch] between two stages
+  Operand* middle = nullptr;       // [place][pitch] between two stages
   const Operand* zeros = nullptr;  // [max(pitch, d_operand_size)]
   const T* zero_state = nullptr;   // [max(H, R)]
   int64_t copied = 0;              // elements that each worker needs for copies of operands
+  bool shared = false;             // other workers read what a turn's rows hold (see stream())
 };
 
 template <class T>
@@ -61,21 +62,21 @@ class alignas(kLine) BackwardSweep {
 
  public:
   BackwardSweep(const Cell& cell, const Problem& problem, const Group& group, const GroupGradients& gradients,
-                const BackwardBuffers<T>& buffers, const Timeline& time, const int64_t* rows, int64_t count,
-                BackwardRow<T>* live, packed_t<T>* copies)
+                const BackwardBuffers<T>& buffers, const Timeline& time, Share const& share, BackwardRow<T>* live,
+                packed_t<T>* copies)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()), head_size_(problem.head_size()),
         projection_(problem.proj_size > 0), group_(group), gradients_(gradients), buffers_(buffers), time_(time),
-        rows_{&time, rows, count}, row_(live), copies_(copies) {}
+        rows_{&time, share.rows, share.count}, place_(share.place), row_(live), copies_(copies) {}
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
-  int64_t rows() const { return rows_.count; }
+  const LiveRows& rows() const { return rows_; }
   auto matrix_unit() const { return MatrixUnit<packed_t<T>>(buffers_.first.unit_rows); }  // lives while a product runs
 
   void begin(int64_t first, int64_t stride) {
     for (int64_t i = first; i < rows_.count; i += stride) {
-      start(gradients_.d_h_n, state_size_, rows_.rows[i], 0);
-      if constexpr (is_lstm) start(gradients_.d_c_n, hidden_, rows_.rows[i], 1);
+      start(gradients_.d_h_n, state_size_, i, 0);
+      if constexpr (is_lstm) start(gradients_.d_c_n, hidden_, i, 1);
     }
   }
 
@@ -101,13 +102,13 @@ class alignas(kLine) BackwardSweep {
       bool const last = n == time_.lengths[b] - 1;
       bool const cut_after = !last && time_.cut(next, b, group_.reverse);
       row.cut = time_.cut(t, b, group_.reverse);
-      row.operand = last || cut_after ? buffers_.zeros : d_operand((n + 1) & 1, b);
+      row.operand = last || cut_after ? buffers_.zeros : d_operand((n + 1) & 1, i);
       at_rest_ &= last || cut_after;
-      row.d_operand = d_operand(n & 1, b);
-      row.carry[0] = buffers_.carry[0] + b * buffers_.pitch;
+      row.d_operand = d_operand(n & 1, i);
+      row.carry[0] = buffers_.carry[0] + place(i);
       row.state[0] = previous(group_.h_0, group_.y, group_.y_stride, state_size_, n, t, b, row.cut);
       if constexpr (is_lstm) {
-        row.carry[1] = buffers_.carry[1] + b * buffers_.pitch;
+        row.carry[1] = buffers_.carry[1] + place(i);
         row.state[1] = previous(group_.c_0, group_.cells, hidden_, hidden_, n, t, b, row.cut);
         row.d_cells = gradients_.d_cells ? static_cast<const T*>(gradients_.d_cells) + at * hidden_ : nullptr;
         row.zone_c = group_.zone_c ? group_.zone_c + at * hidden_ : nullptr;
@@ -124,7 +125,7 @@ class alignas(kLine) BackwardSweep {
         row.d_state = buffers_.d_state + in_turn * state_size_;
         row.projected = buffers_.projected + in_turn * hidden_;
       }
-      if (buffers_.middle) row.middle = buffers_.middle + b * buffers_.pitch;
+      if (buffers_.middle) row.middle = buffers_.middle + place(i);
       int64_t const ahead = group_.reverse ? t + 1 : t - 1;
       row.ahead = ahead < 0 || ahead >= time_.lengths[b] ? 0 : time_.row(ahead, b) - at;
     }
@@ -155,8 +156,8 @@ class alignas(kLine) BackwardSweep {
       for (int64_t i = 0; i < rows_.count; ++i) {
         int64_t const b = rows_.rows[i], n = time_.lengths[b];
         bool const cut = n == 0 || time_.cut(group_.reverse ? n - 1 : 0, b, group_.reverse);
-        row_[i].operand = cut ? buffers_.zeros : d_operand(0, b);
-        row_[i].carry[0] = buffers_.carry[0] + b * buffers_.pitch;
+        row_[i].operand = cut ? buffers_.zeros : d_operand(0, i);
+        row_[i].carry[0] = buffers_.carry[0] + place(i);
         row_[i].mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
         row_[i].d_state = static_cast<T*>(gradients_.d_h_0) + b * state_size_;
       }
@@ -169,7 +170,7 @@ class alignas(kLine) BackwardSweep {
       for (int64_t i = 0; i < rows_.count; ++i) {
         int64_t const b = rows_.rows[i];
         T* const to = static_cast<T*>(gradients_.d_c_0) + b * hidden_;
-        const C* const from = buffers_.carry[1] + b * buffers_.pitch;
+        const C* const from = buffers_.carry[1] + place(i);
         for (int64_t j = 0; j < hidden_; ++j) to[j] = from_compute<T>(from[j]);
       }
     }
@@ -178,8 +179,9 @@ class alignas(kLine) BackwardSweep {
  private:
   using Row = BackwardRow<T>;
 
-  Operand* d_operand(int64_t parity, int64_t b) const {
-    return buffers_.d_operand[parity] + b * buffers_.d_operand_size;
+  int64_t place(int64_t i) const { return (place_ + i) * buffers_.pitch; }  // of the i-th row
+  Operand* d_operand(int64_t parity, int64_t i) const {
+    return buffers_.d_operand[parity] + (place_ + i) * buffers_.d_operand_size;
   }
 
   void clear_row(int64_t at) const {
@@ -194,8 +196,9 @@ class alignas(kLine) BackwardSweep {
     if (to) std::memset(to + at * size, 0, size * sizeof(T));
   }
 
-  void start(const void* from, int64_t size, int64_t b, int which) {
-    C* const to = buffers_.carry[which] + b * buffers_.pitch;
+  void start(const void* from, int64_t size, int64_t i, int which) {
+    int64_t const b = rows_.rows[i];
+    C* const to = buffers_.carry[which] + place(i);
     for (int64_t j = 0; j < size; ++j) to[j] = from ? to_compute(static_cast<const T*>(from)[b * size + j]) : C(0);
   }
 
@@ -254,8 +257,15 @@ class alignas(kLine) BackwardSweep {
     for (int k = 0; k < K; ++k) prefetch_lines<kLine, 2>(row.saved + (row.ahead * K + k) * hidden_ + unit);
     if constexpr (is_lstm) prefetch_lines<kLine, 2>(row.state[1] + row.ahead * hidden_ + unit);
     if (row.d_y) prefetch_lines<kLine, 2>(row.d_y + row.ahead * group_.y_stride + unit);
+    if (buffers_.shared) return;
     for (int g = 0; g < G; ++g) prefetch_lines<kLine, 2>(row.d_gates + (row.ahead * G + g) * hidden_ + unit);
     prefetch_lines<kLine, 2>(row.h_operand + row.ahead * state_size_ + unit);
+  }
+
+  // Of a turn's rows, which the products over all of them read.
+  RNNKERN_INLINE void keep(T* to, V value, int n) const {
+    if (buffers_.shared) return stream(to, value, n);
+    store(to, value, n);
   }
 
   // The cell's backward of one block; d_out[0] is the gradient of h before any projection.
@@ -276,14 +286,14 @@ class alignas(kLine) BackwardSweep {
     cell_.backward(saved, state, d_out, d_gates, d_split, d_before);
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
-      store(row.d_gates + g * hidden_ + unit, d_gates[g], n);
+      keep(row.d_gates + g * hidden_ + unit, d_gates[g], n);
       bool const split = Cell::split_gate && g == G - 1;
       store(d_operand_at(row, G, g, panel.head, unit), split ? d_split : d_gates[g], n);
     }
-    if (Cell::split_gate) store(row.d_split + unit, d_split, n);
+    if (Cell::split_gate) keep(row.d_split + unit, d_split, n);
     if constexpr (is_lstm) {
       carry(row, 1, unit, n, d_before[1] + old_c);
-      if (projection_) store(row.projected + unit, LstmCell::output(saved, state[1]), n);
+      if (projection_) keep(row.projected + unit, LstmCell::output(saved, state[1]), n);
     }
     return d_before[0];
   }
@@ -293,15 +303,15 @@ class alignas(kLine) BackwardSweep {
     V const old = unzone(d, row.zone_h, unit, n);
     V const before = differentiate(row, panel, unit, n, d);
     carry(row, 0, unit, n, old + before);
-    store(row.h_operand + unit, multiplied(row, unit, n), n);
+    keep(row.h_operand + unit, multiplied(row, unit, n), n);
   }
 
   RNNKERN_INLINE void onto_projection(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
     V d = d_h(row, unit, n, sums);
     carry(row, 0, unit, n, unzone(d, row.zone_h, unit, n));
     store(row.middle + unit, d, n);
-    store(row.d_state + unit, d, n);
-    store(row.h_operand + unit, multiplied(row, unit, n), n);
+    keep(row.d_state + unit, d, n);
+    keep(row.h_operand + unit, multiplied(row, unit, n), n);
   }
   RNNKERN_INLINE void through_projection(Row& row, const Panel& panel, int64_t unit, int n, const C* sums) const {
     differentiate(row, panel, unit, n, load<V>(sums));
@@ -313,8 +323,8 @@ class alignas(kLine) BackwardSweep {
     V const z = load<V>(row.saved + hidden_ + unit, n), value = load<V>(row.saved + 2 * hidden_ + unit, n);
     V d_n, d_z, d_before;
     GruV1Cell::candidate_backward(z, value, h_before(row, unit, n), d, d_n, d_z, d_before);
-    store(row.d_gates + hidden_ + unit, d_z, n);
-    store(row.d_gates + 2 * hidden_ + unit, d_n, n);
+    keep(row.d_gates + hidden_ + unit, d_z, n);
+    keep(row.d_gates + 2 * hidden_ + unit, d_n, n);
     store(d_operand_at(row, 2, 1, panel.head, unit), d_z, n);
     store(row.middle + unit, d_n, n);
     carry(row, 0, unit, n, old + d_before);
@@ -324,10 +334,10 @@ class alignas(kLine) BackwardSweep {
     V d_r, d_operand;
     GruV1Cell::gate_backward(r, operand, load<V>(sums), d_r, d_operand);
     if (row.mask) d_operand = d_operand * load<V>(row.mask + unit, n);
-    store(row.d_gates + unit, d_r, n);
+    keep(row.d_gates + unit, d_r, n);
     store(d_operand_at(row, 2, 0, panel.head, unit), d_r, n);
-    store(row.h_operand + unit, operand, n);
-    store(row.reset_operand + unit, r * operand, n);
+    keep(row.h_operand + unit, operand, n);
+    keep(row.reset_operand + unit, r * operand, n);
     carry(row, 0, unit, n, load<V>(row.carry[0] + unit, n) + d_operand);
   }
 
@@ -339,6 +349,7 @@ class alignas(kLine) BackwardSweep {
   const BackwardBuffers<T>& buffers_;
   const Timeline& time_;
   LiveRows rows_;
+  const int64_t place_;  // of the first row
   BackwardRow<T>* row_;
   packed_t<T>* copies_;    // see BackwardBuffers
   int64_t first_row_ = 0;  // of the turn

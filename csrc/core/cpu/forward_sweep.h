@@ -19,10 +19,10 @@ struct ForwardBuffers {
   T* gates = nullptr;                      // [rows][gates_stride]: gates_x, overwritten by what the cell saves
   int64_t gates_stride = 0;
   int64_t pitch = 0;
-  C* state[2][2] = {};        // [h, c][parity of the row's own step count][B][pitch]
+  C* state[2][2] = {};        // [h, c][parity of the row's own step count][place][pitch]
   Operand* operand[2] = {};   // h as the product reads it: masked, and of its type; null where that is h
-  Operand* middle = nullptr;  // [B][pitch] between two stages
-  C* z = nullptr;             // [B][pitch]
+  Operand* middle = nullptr;  // [place][pitch] between two stages
+  C* z = nullptr;             // [place][pitch]
   const C* zeros = nullptr;   // [pitch]
   const Operand* zero_operand = nullptr;
   int64_t copied = 0;  // elements that each worker needs for copies of operands: across vectors, or for a matrix unit
@@ -65,15 +65,14 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
 
  public:
   ForwardSweep(const Cell& cell, const Problem& problem, const Group& group, const ForwardBuffers<T, Panels>& buffers,
-               const Timeline& time, const int64_t* rows, int64_t count, ForwardRow<T>* live,
-               packed_t<T>* copies = nullptr)
+               const Timeline& time, Share const& share, ForwardRow<T>* live, packed_t<T>* copies = nullptr)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()),
         save_(problem.save && !problem.recompute), projection_(problem.proj_size > 0), group_(group), buffers_(buffers),
-        time_(time), rows_{&time, rows, count}, row_(live), copies_(copies) {}
+        time_(time), rows_{&time, share.rows, share.count}, place_(share.place), row_(live), copies_(copies) {}
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
-  int64_t rows() const { return rows_.count; }
+  const LiveRows& rows() const { return rows_; }
 
   // Lives while a product runs.
   auto matrix_unit() const {
@@ -92,11 +91,10 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   // Initial states of every `stride`-th row.
   void begin(int64_t first, int64_t stride) {
     for (int64_t i = first; i < rows_.count; i += stride) {
-      int64_t const b = rows_.rows[i];
-      start(group_.h_0, state_size_, b, 0);
-      if constexpr (is_lstm) start(group_.c_0, hidden_, b, 1);
+      start(group_.h_0, state_size_, i, 0);
+      if constexpr (is_lstm) start(group_.c_0, hidden_, i, 1);
       if (buffers_.operand[0])
-        make_operand(buffers_.operand[0] + b * buffers_.pitch, buffers_.state[0][0] + b * buffers_.pitch, b);
+        make_operand(buffers_.operand[0] + place(i), buffers_.state[0][0] + place(i), rows_.rows[i]);
     }
   }
 
@@ -107,7 +105,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
     backwards_ = s % 2 == 1;
     at_rest_ = true;
     for (int64_t i = 0; i < live_; ++i) {
-      int64_t const b = rows_.rows[i], at = time_.row(t, b), place = b * buffers_.pitch;
+      int64_t const b = rows_.rows[i], at = time_.row(t, b), place = this->place(i);
       int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;  // the row's own step
       int const now = int(n & 1);
       bool const cut = time_.cut(t, b, group_.reverse);
@@ -156,8 +154,8 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   void end(int64_t first, int64_t stride) const {
     for (int64_t i = first; i < rows_.count; i += stride) {
       int64_t const b = rows_.rows[i];
-      finish(group_.h_n, state_size_, b, 0);
-      if constexpr (is_lstm) finish(group_.c_n, hidden_, b, 1);
+      finish(group_.h_n, state_size_, i, 0);
+      if constexpr (is_lstm) finish(group_.c_n, hidden_, i, 1);
       if (time_.offsets) continue;
       for (int64_t t = time_.lengths[b]; t < time_.steps; ++t) {
         clear(group_.y, time_.row(t, b) * group_.y_stride, state_size_);
@@ -259,12 +257,16 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
 
   static void clear(void* to, int64_t at, int64_t size) { std::memset(static_cast<T*>(to) + at, 0, size * sizeof(T)); }
 
-  void start(const void* from, int64_t size, int64_t b, int which) {
-    C* const to = buffers_.state[which][0] + b * buffers_.pitch;
+  int64_t place(int64_t i) const { return (place_ + i) * buffers_.pitch; }  // of the i-th row
+
+  void start(const void* from, int64_t size, int64_t i, int which) {
+    int64_t const b = rows_.rows[i];
+    C* const to = buffers_.state[which][0] + place(i);
     for (int64_t j = 0; j < size; ++j) to[j] = from ? to_compute(static_cast<const T*>(from)[b * size + j]) : C(0);
   }
-  void finish(void* to, int64_t size, int64_t b, int which) const {
-    const C* const from = buffers_.state[which][time_.lengths[b] & 1] + b * buffers_.pitch;
+  void finish(void* to, int64_t size, int64_t i, int which) const {
+    int64_t const b = rows_.rows[i];
+    const C* const from = buffers_.state[which][time_.lengths[b] & 1] + place(i);
     for (int64_t j = 0; j < size; ++j) static_cast<T*>(to)[b * size + j] = from_compute<T>(from[j]);
   }
 
@@ -362,6 +364,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   const ForwardBuffers<T, Panels>& buffers_;
   const Timeline& time_;
   LiveRows rows_;
+  const int64_t place_;  // of the first row
   ForwardRow<T>* row_;
   packed_t<T>* copies_;  // see ForwardBuffers
   T* gates_ = nullptr;

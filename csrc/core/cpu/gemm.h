@@ -16,6 +16,13 @@ struct Matrix {
   bool of_turn = false;     // where k runs over rows: `data` begins with the first row of a turn, see run_turn()
 };
 
+// Rows of A, and of C, counted from where a part of both begins: `count` of them from `begin` on, or those of `list`.
+struct RowsOf {
+  int64_t count, begin = 0;
+  const int64_t* list = nullptr;
+  int64_t operator[](int64_t i) const { return list ? list[i] : begin + i; }
+};
+
 template <class T>
 class PackedGemm {
   using C = compute_t<T>;
@@ -24,7 +31,8 @@ class PackedGemm {
   using V = Vec<C>;
   static constexpr int kColumns = RNNKERN_VECTOR_BYTES == 64 ? 4 : 2;  // the most vectors in a panel
   static constexpr bool kUnit = on_matrix_unit<P>;
-  static constexpr int64_t kGroup = kUnit ? kUnitRows : 1;  // a strip begins with a multiple of so many rows
+  static constexpr int64_t kGroup = kUnit ? kUnitRows : 1;          // a strip begins with a multiple of so many rows
+  static constexpr int64_t kCopied = kUnit ? kUnitRows : V::lanes;  // rows of A that is transposed lie side by side
   static constexpr int64_t kStrip =
       kUnit ? 8 * kUnitRows : 8 * int64_t{kMaxAccumulators / kColumns};  // rows that share a panel while it is hot
   static constexpr int64_t kNear = 4;  // panels that stay in the second cache while all rows pass by
@@ -43,6 +51,7 @@ class PackedGemm {
 
   bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
   bool one_pass = false;     // rows() is called once, for all of A: the panels are packed there, and forgotten
+  bool own_rows = false;     // each worker calls rows() for other rows, and alone
   int gates = 0;  // if not 0: C is so many gates, and each worker makes mostly those of its part of the units
 
   // A few rows: the panels would be used once.
@@ -83,22 +92,29 @@ class PackedGemm {
                         begins && k_0 == 0,
                         ends && k_0 + kDepth >= count};
       pack_block(block, worker, workers, packed);
+      end_streams();
       barrier.wait(workers);
-      multiply_block(block, 0, m, c, false, worker, workers);
+      if (deals_copies(workers)) {
+        Part const mine(copied_groups(), worker, workers);
+        int64_t const at = mine.begin * kCopied;
+        multiply_block(block, 0, {std::min(m, mine.end * kCopied) - at, at}, c, false, worker, 0, 1);
+      } else {
+        multiply_block(block, 0, {m}, c, false, worker, worker, workers);
+      }
       barrier.wait(workers);
     }
   }
 
-  // The same in two steps, for some rows at a time; the caller waits in between. `out` is where row `first` goes, or is
-  // added to.
+  // The same in two steps, for some rows at a time; the caller ends its streams and waits in between. `out` is where
+  // row `first` goes, or is added to.
   void pack(int worker, int workers) const {
     for (int64_t k_0 = 0; k_0 < k && !unpacked() && !one_pass; k_0 += kDepth)
       pack_block(whole_block(k_0), worker, workers);
   }
-  void rows(int64_t first, int64_t count, T* out, int worker, int workers, bool add = false) const {
-    if (one_pass) return pass(first, count, out, add, worker, workers);
+  void rows(int64_t first, RowsOf const& some, T* out, int worker, int workers, bool add = false) const {
+    if (one_pass) return pass(first, some, out, add, worker, workers);
     for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth)
-      multiply_block(whole_block(k_0), first, count, out, add, worker, workers);
+      multiply_block(whole_block(k_0), first, some, out, add, worker, own_rows ? 0 : worker, own_rows ? 1 : workers);
   }
 
  private:
@@ -113,8 +129,9 @@ class PackedGemm {
 
   // Rows of op(A) as the tile reads them, or, for a matrix unit, copied in groups.
   struct Strip {
+    int64_t at[kStrip];  // see RowsOf
     const Operand* row[kStrip];
-    int64_t stride;
+    int64_t count, stride;
     const P* groups;
   };
   static int64_t strips(int64_t rows) { return (rows + kStrip - 1) / kStrip; }
@@ -132,12 +149,19 @@ class PackedGemm {
   // Copies of rows that are not: a vector of rows side by side, so that what a tile reads lies close together.
   int64_t group_pitch() const { return V::lanes * (packed_steps<P>(std::min(k, kDepth)) + 1); }
   P* copy_at(int64_t row) const { return copies + row / V::lanes * group_pitch() + row % V::lanes; }
+  int64_t copied_groups() const { return (m + kCopied - 1) / kCopied; }
+  // Does each worker copy the rows that it multiplies? Else all copy parts of all rows.
+  bool deals_copies(int workers) const {
+    return a.transposed && (copied_groups() % workers == 0 || copied_groups() >= 8 * workers);
+  }
 
   // The vectors of a row of C are dealt out evenly: 9 of them as 3, 3, 3 and not 4, 4, 1.
   int64_t vectors() const { return (n + V::lanes - 1) / V::lanes; }
   int64_t width() const { return vectors() * V::lanes; }
   static constexpr int64_t near_width() { return kNear * kColumns * V::lanes; }
   int64_t panel_count() const { return (vectors() + kColumns - 1) / kColumns; }
+  // Whether workers multiply panels that others packed.
+  bool shares_panels(int workers) const { return workers > 1 && (own_rows || !keep_panels) && simd_streams_shared(); }
   // The i-th panel to be dealt out: those of the same units follow each other, where each gate has as many and B is not
   // read where it lies.
   int64_t dealt(int64_t i) const {
@@ -154,15 +178,23 @@ class PackedGemm {
     int64_t const steps = packed_steps<P>(block.depth);
     if (b.transposed) {
       Part const mine(panel_count(), worker, workers);
-      for (int i = mine.begin; i < mine.end; ++i) pack_panel(i, block, panel_at(dealt(i), block));
+      for (int i = mine.begin; i < mine.end; ++i)
+        pack_panel(i, block, panel_at(dealt(i), block), shares_panels(workers));
     } else {
-      pack_rows_of_b(block, steps * worker / workers, steps * (worker + 1) / workers);
+      pack_rows_of_b(block, Part(steps, worker, workers), shares_panels(workers));
     }
     if (!a.transposed || panels_alone) return;
-    // All of it, in the order of memory: a strip's own rows lie far apart.
-    if constexpr (kUnit) return pack_groups(block, worker, workers);
-    for (int64_t step = steps * worker / workers; step < steps * (worker + 1) / workers; ++step)
-      for (int64_t r = 0; r < m; r += V::lanes) {
+    bool const dealt = deals_copies(workers);
+    Part const groups = dealt ? Part(copied_groups(), worker, workers) : Part(copied_groups(), 0, 1);
+    int64_t const first = groups.begin * kCopied, last = std::min(m, groups.end * kCopied);
+    if constexpr (kUnit) {
+      int64_t const blocks = unit_blocks<P>(block.depth);
+      return pack_groups(block, dealt ? Part(blocks, 0, 1) : Part(blocks, worker, workers), first, last);
+    }
+    // In the order of memory: a strip's own rows lie far apart.
+    Part const part = dealt ? Part(steps, 0, 1) : Part(steps, worker, workers);
+    for (int64_t step = part.begin; step < part.end; ++step)
+      for (int64_t r = first; r < last; r += V::lanes) {
         P* const out = copy_at(r) + step * V::lanes;
         prefetch_lines<kLine, 2>(out + 4 * V::lanes);
         store_packed(out, load_columns<P, T>([&](int64_t i) { return a.data + (block.a + i) * a.stride + r; }, step,
@@ -170,27 +202,27 @@ class PackedGemm {
       }
   }
 
-  // Steps [first, last) of B that is not transposed, in the order of memory: it may come from beyond all caches.
-  void pack_rows_of_b(Block const& block, int64_t first, int64_t last) const {
+  // Steps of B that is not transposed, in the order of memory: it may come from beyond all caches.
+  void pack_rows_of_b(Block const& block, Part part, bool shared) const {
     constexpr int64_t kSteps = 4, kAhead = 8 * Packed<P>::together;  // steps for a division that finds a panel; rows
-    for (int64_t s = first; s < last; s += kSteps)
+    for (int64_t s = part.begin; s < part.end; s += kSteps)
       for (int64_t p = 0; p < panel_count(); ++p) {
         int64_t const begin = column_at(p), end = column_at(p + 1);
         P* out = panel_at(p, block) + s * (end - begin);
-        for (int64_t step = s; step < std::min(last, s + kSteps); ++step)
+        for (int64_t step = s; step < std::min<int64_t>(part.end, s + kSteps); ++step)
           for (int64_t column = begin; column < end; column += V::lanes, out += V::lanes) {
             auto const row = [&](int64_t i) { return b.data + (block.b + i) * b.stride + column; };
             prefetch_lines<kLine, 2>(row(step * Packed<P>::together + kAhead));
-            store_packed(out, load_columns<P, T>(row, step, block.depth, int(std::min<int64_t>(n - column, V::lanes))));
+            store_packed(out, load_columns<P, T>(row, step, block.depth, int(std::min<int64_t>(n - column, V::lanes))),
+                         shared);
           }
       }
   }
 
-  // A block of k of all rows at a time.
-  void pack_groups(Block const& block, int worker, int workers) const {
-    int64_t const blocks = unit_blocks<P>(block.depth);
-    for (int64_t i = blocks * worker / workers; i < blocks * (worker + 1) / workers; ++i) {
-      for (int64_t r = 0; r < m; r += kUnitRows) {
+  // A block of k of rows [first, last) at a time.
+  void pack_groups(Block const& block, Part blocks, int64_t first, int64_t last) const {
+    for (int64_t i = blocks.begin; i < blocks.end; ++i) {
+      for (int64_t r = first; r < last; r += kUnitRows) {
         auto const row = [&](int64_t step) { return a.data + (block.a + step) * a.stride + r; };
         int const count = int(std::min<int64_t>(kUnitRows, m - r));
         V steps[V::lanes];
@@ -203,9 +235,9 @@ class PackedGemm {
   }
 
   // Tasks (some panels, strip of rows, panel) are dealt out, the same to the same worker for each block of k.
-  void multiply_block(Block const& block, int64_t first, int64_t count, T* out, bool add, int worker,
+  void multiply_block(Block const& block, int64_t first, RowsOf const& some, T* out, bool add, int place, int worker,
                       int workers) const {
-    int64_t const all = strips(count), tasks = all * panel_count();
+    int64_t const all = strips(some.count), tasks = all * panel_count();
     int64_t near = kInPlace || a.transposed ? kNear : panel_count();  // else each turn copies the rows again
     if (kInPlace && gates > 0) {
       // So many that the workers can share the turns.
@@ -218,18 +250,18 @@ class PackedGemm {
     for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; ++task) {
       int64_t const p = task / (all * near) * near, panels_now = std::min(near, panel_count() - p),
                     turn = task - all * p;
-      int64_t const s = turn / panels_now, at = strip_at(s, all, count), rows = strip_at(s + 1, all, count) - at;
-      if (s != current) set_strip(strip, worker, first + at, rows, block);
+      int64_t const s = turn / panels_now;
+      if (s != current) set_strip(strip, first, some, s, all, place, block);
       current = s;
       int64_t const now = dealt(p + turn % panels_now);
       const P* const packed = unpacked() ? nullptr : panel_at(now, block);
-      multiply(strip, at, rows, now, packed, worker, block, out, add);
+      multiply(strip, now, packed, place, block, out, add);
     }
   }
 
   // Each worker packs its own panels, some at a time, into the same memory again and again.
-  void pass(int64_t first, int64_t count, T* out, bool add, int worker, int workers) const {
-    int64_t const all = strips(count);
+  void pass(int64_t first, RowsOf const& some, T* out, bool add, int worker, int workers) const {
+    int64_t const all = strips(some.count);
     Part const mine(panel_count(), worker, workers);
     Strip strip;
     for (int64_t p = mine.begin, next; p < mine.end; p = next) {
@@ -239,102 +271,110 @@ class PackedGemm {
       };
       for (int64_t k_0 = 0; k_0 == 0 || k_0 < k; k_0 += kDepth) {
         Block const block = whole_block(k_0);
-        for (int64_t i = p; i < next; ++i) pack_panel(i, block, place(i));
+        for (int64_t i = p; i < next; ++i) pack_panel(i, block, place(i), false);
         for (int64_t s = 0; s < all; ++s) {
-          int64_t const at = strip_at(s, all, count), rows = strip_at(s + 1, all, count) - at;
-          set_strip(strip, worker, first + at, rows, block);
-          for (int64_t i = p; i < next; ++i) multiply(strip, at, rows, dealt(i), place(i), worker, block, out, add);
+          set_strip(strip, first, some, s, all, worker, block);
+          for (int64_t i = p; i < next; ++i) multiply(strip, dealt(i), place(i), worker, block, out, add);
         }
       }
     }
   }
 
   // The i-th of B transposed.
-  void pack_panel(int64_t i, Block const& block, P* panel) const {
+  void pack_panel(int64_t i, Block const& block, P* panel, bool shared) const {
     int64_t const p = dealt(i), after = dealt(std::min(i + 1, panel_count() - 1));
     int const columns = panel_columns(p);
     for (int j = 0; j < columns; ++j) {
       int64_t const column = column_at(p) + j * V::lanes, next = j + 1 < columns ? column + V::lanes : column_at(after);
       int const count = int(std::min<int64_t>(n - column, V::lanes));
-      Column<P> const to{panel + j * V::lanes, columns * V::lanes};
+      Column<P> const to{panel + j * V::lanes, columns * V::lanes, shared};
       auto const row = [&](int64_t c) { return b.data + c * b.stride + block.b; };
       pack_transposed<T>([&](int lane) { return row(column + lane); }, count, block.depth, to,
                          b.stride == block.depth ? row(next) : nullptr);
     }
   }
 
-  void set_strip(Strip& strip, int worker, int64_t first, int64_t rows, Block const& block) const {
+  // Strip `s` of `all`.
+  void set_strip(Strip& strip, int64_t first, RowsOf const& some, int64_t s, int64_t all, int place,
+                 Block const& block) const {
+    int64_t const begin = strip_at(s, all, some.count), rows = strip_at(s + 1, all, some.count) - begin;
+    strip.count = rows;
+    for (int64_t r = 0; r < rows; ++r) strip.at[r] = some[begin + r];
     if (a.transposed && kUnit) {
-      strip.groups = copies + first / kUnitRows * unit_pitch<P>(block.depth);
+      strip.groups = copies + strip.at[0] / kUnitRows * unit_pitch<P>(block.depth);
       return;
     }
     if (a.transposed) {
       strip.stride = V::lanes;
-      for (int64_t r = 0; r < rows; ++r) strip.row[r] = reinterpret_cast<const Operand*>(copy_at(first + r));
+      for (int64_t r = 0; r < rows; ++r) strip.row[r] = reinterpret_cast<const Operand*>(copy_at(strip.at[r]));
       return;
     }
     strip.stride = 1;
+    auto const stored = [&](int64_t r) { return a.data + (first + strip.at[r]) * a.stride + block.a; };
     if constexpr (kReadable) {
-      for (int64_t r = 0; r < rows; ++r) strip.row[r] = a.data + (first + r) * a.stride + block.a;
-      if (across()) return pack_across<P>(strip.row, int(rows), block.depth, copies + worker * across_pitch());
+      for (int64_t r = 0; r < rows; ++r) strip.row[r] = stored(r);
+      if (across()) return pack_across<P>(strip.row, int(rows), block.depth, copies + place * across_pitch());
       if constexpr (kUnit) {
-        P* const groups = copies + worker * strip_pitch();
+        P* const groups = copies + place * strip_pitch();
         if (!unpacked()) pack_for_unit([&](int64_t r) { return strip.row[r]; }, rows, kUnitRows, block.depth, groups);
         strip.groups = groups;
       }
     } else {
       int64_t const depth = block.depth, pitch = (depth + V::lanes - 1) / V::lanes * V::lanes;
       for (int64_t r = 0; r < rows; ++r) {
-        P* const out = copies + worker * strip_pitch() + r * pitch;
+        P* const out = copies + place * strip_pitch() + r * pitch;
         strip.row[r] = out;
         for (int64_t i = 0; i < depth; i += V::lanes)
-          store(out + i,
-                load<V>(a.data + (first + r) * a.stride + block.a + i, int(std::min<int64_t>(V::lanes, depth - i))));
+          store(out + i, load<V>(stored(r) + i, int(std::min<int64_t>(V::lanes, depth - i))));
       }
     }
   }
 
-  void multiply(const Strip& strip, int64_t at, int64_t rows, int64_t p, const P* panel, int worker, Block const& block,
-                T* out, bool add) const {
+  void multiply(const Strip& strip, int64_t p, const P* panel, int place, Block const& block, T* out, bool add) const {
     alignas(64) C sums[std::max(kMaxAccumulators, kUnpackedRows * kColumns) * V::lanes];
     int const columns = panel_columns(p);
     if (unpacked()) {
-      multiply_unpacked(strip, int(rows), p, worker, block, sums);
-      return finish(out, at, rows, p, sums, block, add);
+      multiply_unpacked(strip, p, place, block, sums);
+      return finish(out, strip.at, strip.count, p, sums, block, add);
     }
     int64_t const column = column_at(p);
-    if constexpr (kUnit) return multiply_groups(strip, at, rows, p, panel, block, sums, out, add);
+    if constexpr (kUnit) return multiply_groups(strip, p, panel, block, sums, out, add);
     bool const whole = column + columns * V::lanes <= n;
-    TileRows const tiles(rows, tile_rows(columns));
-    for (int64_t r = 0, i = 0, now; r < rows; r += now, ++i) {
+    TileRows const tiles(strip.count, tile_rows(columns));
+    for (int64_t r = 0, i = 0, now; r < strip.count; r += now, ++i) {
       now = tiles.of(i);
       auto const tile = tile_table<P>.at[false][columns][now];
-      for (int64_t j = at + r; j < at + r + now; ++j)  // by the time that the sums are made, their place is near
-        prefetch_lines<kColumns * V::lanes * sizeof(T), 2>(out + j * c_stride + column);
+      TileSums<C> to;
+      for (int64_t j = 0; j < now; ++j) {  // by the time that the sums are made, their place is near
+        T* const row = out + strip.at[r + j] * c_stride + column;
+        prefetch_lines<kColumns * V::lanes * sizeof(T), 2>(row);
+        if constexpr (std::is_same_v<T, C>) to.row[j] = row;
+      }
       if constexpr (std::is_same_v<T, C>) {
         if (whole) {  // sums that need nothing more go straight to their place
-          tile(panel, block.depth, strip.row + r, strip.stride,
-               {out + (at + r) * c_stride + column, c_stride, add || !block.begins}, {});
+          to.add = add || !block.begins;
+          tile(panel, block.depth, strip.row + r, strip.stride, to, {});
           continue;
         }
       }
-      tile(panel, block.depth, strip.row + r, strip.stride, {sums, columns * V::lanes}, {});
-      finish(out, at + r, now, p, sums, block, add);
+      to = rows_apart(sums, columns * V::lanes, int(now));
+      tile(panel, block.depth, strip.row + r, strip.stride, to, {});
+      finish(out, strip.at + r, now, p, sums, block, add);
     }
   }
 
-  void multiply_groups(const Strip& strip, int64_t at, int64_t rows, int64_t p, const P* panel, Block const& block,
-                       C* sums, T* out, bool add) const {
+  void multiply_groups(const Strip& strip, int64_t p, const P* panel, Block const& block, C* sums, T* out,
+                       bool add) const {
     int64_t const blocks = unit_blocks<P>(block.depth);
-    for (int64_t r = 0, now; r < rows; r += now) {
-      int const groups = rows - r > kUnitRows ? 2 : 1;
-      now = std::min<int64_t>(groups * kUnitRows, rows - r);
+    for (int64_t r = 0, now; r < strip.count; r += now) {
+      int const groups = strip.count - r > kUnitRows ? 2 : 1;
+      now = std::min<int64_t>(groups * kUnitRows, strip.count - r);
       unit_product(panel, panel_columns(p), strip.groups + r * blocks * kUnitPairs, groups, blocks, sums, kUnitRows);
-      finish(out, at + r, now, p, sums, block, add);
+      finish(out, strip.at + r, now, p, sums, block, add);
     }
   }
 
-  void multiply_unpacked(const Strip& strip, int rows, int64_t p, int worker, Block const& block, C* sums) const {
+  void multiply_unpacked(const Strip& strip, int64_t p, int place, Block const& block, C* sums) const {
     auto const weights = [&](int j) {
       int64_t const column = column_at(p) + j * V::lanes;
       return WeightRows<T>{b.data + column * b.stride + block.b, b.stride,
@@ -342,16 +382,17 @@ class PackedGemm {
     };
     if constexpr (can_lie_across<P, T>) {
       if (across())
-        return product_across<P>(weights, panel_columns(p), block.depth, copies + worker * across_pitch(), rows, sums);
+        return product_across<P>(weights, panel_columns(p), block.depth, copies + place * across_pitch(),
+                                 int(strip.count), sums);
     }
-    product_unpacked<P>(weights, panel_columns(p), block.depth, strip.row, rows, sums);
+    product_unpacked<P>(weights, panel_columns(p), block.depth, strip.row, int(strip.count), sums);
   }
 
-  void finish(T* base, int64_t first, int64_t rows, int64_t p, const C* sums, Block const& block, bool add) const {
+  void finish(T* base, const int64_t* at, int64_t rows, int64_t p, const C* sums, Block const& block, bool add) const {
     int64_t const begin = column_at(p), end = column_at(p + 1);  // divisions, which no vector should wait for
-    for (int64_t row = first; row < first + rows; ++row)
+    for (int64_t r = 0; r < rows; ++r)
       for (int64_t column = begin; column < end; column += V::lanes, sums += V::lanes)
-        finish(base, row, column, load<V>(sums), block, add);
+        finish(base, at[r], column, load<V>(sums), block, add);
   }
   void finish(T* base, int64_t row, int64_t column, V sum, Block const& block, bool add) const {
     int const count = int(std::min<int64_t>(V::lanes, n - column));

@@ -90,6 +90,7 @@ struct Int8InputProduct {
   Int8Panels panels;
   Row* all;  // [rows]
   int64_t count, gates_stride;
+  static constexpr bool own_rows = false;
 
   static Int8InputProduct make(Platform& platform, const Problem& problem, const Group& group,
                                const Int8Weight& weight) {
@@ -105,10 +106,10 @@ struct Int8InputProduct {
     Part const mine(count, worker, workers);
     quantize_operands(panels, all + mine.begin, mine.end - mine.begin);
   }
-  void rows(int64_t first, int64_t n, float* out, int worker, int workers) const {
+  void rows(int64_t first, RowsOf const& some, float* out, int worker, int workers) const {
     int64_t const height = panels.set.units;
     Part const mine(panels.count, worker, workers);
-    run_int8_panels(panels, {mine.begin, mine.end}, all + first, n,
+    run_int8_panels(panels, {mine.begin, mine.end}, all + first, some.count,
                     each_block([&](const Row& row, const Panel&, int64_t unit, int units, const float* sums) {
                       float* const gates = out + (&row - all - first) * gates_stride + unit;
                       for (int g = 0; g < panels.set.gates; ++g)
@@ -124,6 +125,7 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, heads = problem.heads, head = problem.head_size();
   ForwardTurns const turns(problem, count, plan);
+  Places const places(problem, plan, Vec<float>::lanes);
   auto* const buffers = scratch<Buffers>(platform, count);
   auto* const products = scratch<Int8InputProduct>(platform, count);
   for (int g = 0; g < count; ++g) {
@@ -134,7 +136,7 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
       own.second = Int8Panels::make(platform, hidden, heads, 1, head, turns.rows_together, weights[g].second);
     if (projection)
       own.second = Int8Panels::make(platform, problem.proj_size, 1, 1, hidden, turns.rows_together, weights[g].second);
-    state_buffers<Cell, float>(own, problem, groups[g], nullptr, true, platform);
+    state_buffers<Cell, float>(own, problem, groups[g], nullptr, &places, platform);
     own.gates = scratch<float>(platform, turns.steps_together * problem.batch * own.gates_stride);
     new (&products[g]) Int8InputProduct(Int8InputProduct::make(platform, problem, groups[g], weights[g].input));
   }
@@ -145,7 +147,7 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
   auto* const rows = scratch<ForwardRow<float>>(platform, lives);
   auto* const bytes = scratch<uint8_t>(platform, lives * pitch);
   for (int64_t i = 0; i < lives; ++i) rows[i].bytes = bytes + i * pitch;
-  run_forward(cell, problem, groups, count, plan, platform, turns.steps_together, buffers, products, rows);
+  run_forward(cell, problem, groups, count, plan, platform, places, turns.steps_together, buffers, products, rows);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

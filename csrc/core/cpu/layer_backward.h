@@ -27,7 +27,7 @@ struct BackwardTurns {
 
 template <class Cell, class T>
 BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int64_t rows_together, int64_t rows_of_turn,
-                                    Platform& platform) {
+                                    int64_t places, Platform& platform) {
   using C = compute_t<T>;
   using P = packed_t<T>;
   using Operand = operand_t<T>;
@@ -50,11 +50,10 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int6
   }
   buffers.d_bias = scratch<C>(platform, problem.samples() * (problem.gate_size() + hidden));
   buffers.pitch = pitch_for(problem, Vec<C>::lanes);
-  for (int i = 0; i < Cell::states; ++i) buffers.carry[i] = scratch<C>(platform, problem.batch * buffers.pitch);
+  for (int i = 0; i < Cell::states; ++i) buffers.carry[i] = scratch<C>(platform, places * buffers.pitch);
   buffers.d_operand_size = gates * hidden;
-  for (auto*& d_operand : buffers.d_operand)
-    d_operand = scratch<Operand>(platform, problem.batch * buffers.d_operand_size);
-  if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, problem.batch * buffers.pitch);
+  for (auto*& d_operand : buffers.d_operand) d_operand = scratch<Operand>(platform, places * buffers.d_operand_size);
+  if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, places * buffers.pitch);
   buffers.zeros = zeros<Operand>(platform, std::max(buffers.pitch, buffers.d_operand_size));
   buffers.zero_state = zeros<T>(platform, std::max(hidden, size));
   buffers.copied = copied_elements(buffers, problem.batch);
@@ -94,20 +93,19 @@ PackedGemm<T> d_x_product(const Problem& problem, const Group& group, const Grou
           .keep_panels = true};
 }
 
-// Adds a turn's part to x's gradient. A direction whose gradient another one shares, which comes from the other end of
-// time, stores where that one was not yet.
+// Adds a turn's part to x's gradient, which another direction shares, that comes from the other end of time: stores
+// where that one was not yet.
 template <class T>
 void run_d_x(const PackedGemm<T>& product, const Problem& problem, const Timeline& time, const Turn& turn, bool reverse,
-             int64_t other, bool add, Barrier& barrier, int worker, int workers) {
+             int64_t other, Barrier& barrier, int worker, int workers) {
   // Steps before `border` were added to, or those from it on.
   int64_t const border = std::clamp(other, turn.first_step, turn.last_step);
   int64_t const rows = border == problem.steps ? problem.rows : time.row(border, 0);
   int64_t const end = turn.first + turn.count;
   auto const part = [&](int64_t first, int64_t last, bool there) {
     if (first < last)
-      product.rows(first - turn.first, last - first, product.c + first * product.c_stride, worker, workers, there);
+      product.rows(first - turn.first, {last - first}, product.c + first * product.c_stride, worker, workers, there);
   };
-  if (!add) return part(turn.first, end, false);
   part(turn.first, rows, !reverse);
   if (turn.first < rows && rows < end) barrier.wait(workers);  // both parts use the product's memory for sums
   part(rows, end, reverse);
@@ -205,21 +203,21 @@ void sum_biases(const Problem& problem, const GroupGradients& gradients, const B
   if (!gradients.d_b_ih && !gradients.d_b_hh) return;
   int64_t const all = problem.gate_size(), hidden = problem.hidden_size, split = all - hidden;
   int64_t const samples = problem.samples();
-  constexpr int64_t kColumns = 64;  // whole cache lines a worker
+  constexpr int64_t kColumns = kLine / sizeof(compute_t<T>);
+  Part const mine((all + kColumns - 1) / kColumns, worker, workers);  // the columns that the products copy
   for (int64_t b = 0; b < samples; ++b) {
     compute_t<T>* const sums = buffers.d_bias + b * (all + hidden);
-    for (int64_t first = worker * kColumns; first < all; first += workers * kColumns) {
-      int64_t const last = std::min(all, first + kColumns), shared = Cell::split_gate ? split : all;
-      sum_rows(buffers.d_gates + b * all, all * samples, rows / samples, first, last, !begins, sums);
-      if (last > shared)
-        sum_rows(buffers.d_split + b * hidden, hidden * samples, rows / samples, std::max(first, split) - split,
-                 last - split, !begins, sums + all);
-      if (!ends) continue;
-      for (int64_t j = first; j < last; ++j) {
-        if (gradients.d_b_ih) static_cast<T*>(gradients.d_b_ih)[b * all + j] = from_compute<T>(sums[j]);
-        if (gradients.d_b_hh)
-          static_cast<T*>(gradients.d_b_hh)[b * all + j] = from_compute<T>(sums[j < shared ? j : all + j - split]);
-      }
+    int64_t const first = mine.begin * kColumns, last = std::min(all, mine.end * kColumns),
+                  shared = Cell::split_gate ? split : all;
+    sum_rows(buffers.d_gates + b * all, all * samples, rows / samples, first, last, !begins, sums);
+    if (last > shared)
+      sum_rows(buffers.d_split + b * hidden, hidden * samples, rows / samples, std::max(first, split) - split,
+               last - split, !begins, sums + all);
+    if (!ends) continue;
+    for (int64_t j = first; j < last; ++j) {
+      if (gradients.d_b_ih) static_cast<T*>(gradients.d_b_ih)[b * all + j] = from_compute<T>(sums[j]);
+      if (gradients.d_b_hh)
+        static_cast<T*>(gradients.d_b_hh)[b * all + j] = from_compute<T>(sums[j < shared ? j : all + j - split]);
     }
   }
 }
@@ -250,6 +248,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   make_timelines(problem, groups, count, time, platform);
   bool const pairs = std::any_of(gradients, gradients + count, [](auto& one) { return one.accumulate_x; });
   Slots const slots(plan, count, pairs ? 2 : 1);
+  Places const places(problem, plan, Vec<C>::lanes);
   int const sharing = plan.split == Split::rows ? plan.workers : 1;
   int64_t const together =
       std::max<int64_t>(1, std::min(problem.batch, (problem.batch * count + sharing - 1) / sharing));
@@ -263,6 +262,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   auto* const d_x = scratch<PackedGemm<T>>(platform, count);
   auto* const d_x_scratch = zeros<ProductScratch<T>>(platform, slots.count);
   auto* const first_product = scratch<int>(platform, count + 1);
+  int64_t listed = 0;  // rows that a worker makes alone
   BackwardTurns const turns = BackwardTurns::make<T>(problem);
   int64_t const rows_of_turn = turns.steps * problem.batch;
   first_product[0] = 0;
@@ -271,10 +271,13 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
     if (slot == g) {
       T* const gates = problem.recompute ? scratch<T>(platform, problem.rows * problem.saved_size()) : nullptr;
       if (gates)
-        new (&again[g])
-            ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], gates, Forward::kTogether, false, platform));
-      new (&buffers[g]) BackwardBuffers<T>(backward_buffers<Cell, T>(
-          problem, gates ? gates : static_cast<const T*>(groups[g].gates), together, rows_of_turn, platform));
+        new (&again[g]) ForwardBuffers<T>(
+            forward_buffers<Cell, T>(problem, groups[g], gates, Forward::kTogether, nullptr, platform));
+      new (&buffers[g])
+          BackwardBuffers<T>(backward_buffers<Cell, T>(problem, gates ? gates : static_cast<const T*>(groups[g].gates),
+                                                       together, rows_of_turn, places.count, platform));
+      buffers[g].shared = slots.workers(plan) > 1 && simd_streams_shared();
+      buffers[g].first.shared = buffers[g].second.shared = shares_panels(plan, slots.workers(plan));
     } else {
       if (problem.recompute) {
         new (&again[g]) ForwardBuffers<T>(again[slot]);
@@ -290,6 +293,9 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       if (!d_x_scratch[slot].panels)
         d_x_scratch[slot] = ProductScratch<T>::make(&d_x[g], 1, slots.workers(plan), platform);
       d_x_scratch[slot].give(d_x[g]);
+      bool const own_rows = makes_own_rows(d_x[g], problem, plan, slots.workers(plan));
+      if (own_rows) listed = rows_of_turn;
+      d_x[g].own_rows = own_rows && !pairs;
     }
     if (problem.recompute) new (&again_products[g]) PackedGemm<T>(input_product(problem, groups[g], again[g]));
     first_product[g + 1] =
@@ -304,6 +310,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   slots.share(products, [&](int g) { return first_product[g]; }, count, plan, platform);
   if (problem.recompute) slots.share(again_products, [](int g) { return g; }, count, plan, platform);
 
+  auto* const lists = scratch<int64_t>(platform, plan.workers * listed);
   auto* const rows = scratch<BackwardRow<T>>(platform, count * problem.batch * plan.workers);
   auto* const forward_rows = scratch<ForwardRow<T>>(platform, Forward::kTogether * plan.workers);
   auto* const row_storage = scratch<int64_t>(platform, count * problem.batch * plan.workers);
@@ -333,25 +340,27 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
                                                    rebuild_y + place * pitch};
       for (int g = first; g < last; ++g) again_products[g].run(barrier, worker, workers);
       for (int g = first; g < last; ++g) {
-        Forward sweep(cell, rebuilt, groups[g], again[g], time[g], time[g].order, problem.batch,
+        Forward sweep(cell, rebuilt, groups[g], again[g], time[g], Share{time[g].order, problem.batch},
                       forward_rows + place * Forward::kTogether, copies + place * a_worker);
         sweep.set_gates(again[g].gates, 0);
         sweep.rebuild(scratch_rows, worker, workers);
       }
     }
+    end_streams();
     barrier.wait(workers);
     Team<Sweep> const team{problem,
                            time + first,
                            n,
-                           plan.split,
+                           plan,
+                           places,
                            worker,
                            workers,
                            barrier,
                            sweeps + base + first,
                            row_storage + (base + first) * problem.batch};
-    team.begin([&](int i, const int64_t* mine, int64_t live) {
+    team.begin([&](int i, Share const& share) {
       int const g = first + i;
-      return Sweep(cell, problem, groups[g], gradients[g], buffers[g], time[g], mine, live,
+      return Sweep(cell, problem, groups[g], gradients[g], buffers[g], time[g], share,
                    rows + (base + g) * problem.batch, copies + place * a_worker);
     });
     for (int64_t c = 0, s = 0; c < turns.count; ++c, s += turns.steps) {
@@ -365,6 +374,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       team.run(s, done, [&](int i, int stage) {
         return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
       });
+      end_streams();
       barrier.wait(workers);
       for (int g = first; g < last; ++g) {
         Turn const turn = turn_of(problem, time[g], !groups[g].reverse, s, steps);
@@ -375,8 +385,14 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
                      shared = second || (g + 1 < last && gradients[g + 1].accumulate_x);
           int64_t const others = second ? done : s;
           if (second) barrier.wait(workers);
-          run_d_x(d_x[g], problem, time[g], turn, groups[g].reverse,
-                  groups[g].reverse ? problem.steps - others : others, shared, barrier, worker, workers);
+          if (shared) {
+            run_d_x(d_x[g], problem, time[g], turn, groups[g].reverse,
+                    groups[g].reverse ? problem.steps - others : others, barrier, worker, workers);
+          } else {
+            int64_t* const list = d_x[g].own_rows ? lists + worker * listed : nullptr;
+            d_x[g].rows(0, {list ? team.sweeps[g - first].rows().of_turn(turn, list) : turn.count, 0, list},
+                        d_x[g].c + turn.first * d_x[g].c_stride, worker, workers);
+          }
         }
         for (int i = first_product[g]; i < first_product[g + 1]; ++i)
           products[i].run_turn(turn.first, problem.per_sample ? problem.steps : turn.count, begins, ends, barrier,
@@ -385,7 +401,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       barrier.wait(workers);
     }
     for (int i = 0; i < n; ++i) {
-      if (team.sweeps[i].rows() == 0) continue;
+      if (team.sweeps[i].rows().count == 0) continue;
       Part const mine(buffers[first + i].first.count, team.first(), team.stride());
       team.sweeps[i].end(mine.begin, mine.end);
     }

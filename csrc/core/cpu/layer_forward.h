@@ -33,10 +33,11 @@ int64_t copied_elements(const Buffers& buffers, int64_t rows) {
   return std::max(buffers.first.operand_elements(rows), buffers.second.operand_elements(rows));
 }
 
-// Biases, states and gates of one group whose panels are made. `gates` is where the gates go, or null.
+// Biases, states and gates of one group whose panels are made. `gates` is where the gates go, or null; without
+// `places` there are no states.
 template <class Cell, class T, class Panels>
 void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, const Group& group, T* gates,
-                   bool states, Platform& platform) {
+                   const Places* places, Platform& platform) {
   using C = compute_t<T>;
   using Operand = operand_t<T>;
   constexpr int lanes = Vec<C>::lanes;
@@ -46,11 +47,11 @@ void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, c
   buffers.gates_stride = gates ? problem.saved_size() : scratch_gates_stride(problem);
   buffers.gates = gates;
   buffers.pitch = pitch_for(problem, lanes);
-  int64_t const size = problem.batch * buffers.pitch;
+  int64_t const size = (places ? places->count : problem.batch) * buffers.pitch;
   buffers.zeros = zeros<C>(platform, buffers.pitch);
   buffers.zero_operand = zeros<Operand>(platform, buffers.pitch);
   if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, size);
-  if (!states) return;
+  if (!places) return;
   for (int parity = 0; parity < 2; ++parity) {
     for (int i = 0; i < Cell::states; ++i) buffers.state[i][parity] = scratch<C>(platform, size);
     if (group.mask || !std::is_same_v<Operand, C>) buffers.operand[parity] = scratch<Operand>(platform, size);
@@ -65,12 +66,12 @@ constexpr int64_t kFewRowsInAll = 8;
 // The same with the panels of the group's weights.
 template <class Cell, class T>
 ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T* gates, int64_t rows_together,
-                                  bool states, Platform& platform) {
+                                  const Places* places, Platform& platform) {
   using P = packed_t<T>;
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
-  bool const packed = !states || (problem.steps == 1 ? problem.batch > kUnpackedRows : problem.rows > kFewRowsInAll);
+  bool const packed = !places || (problem.steps == 1 ? problem.batch > kUnpackedRows : problem.rows > kFewRowsInAll);
   buffers.first = PanelSet<P>::template make<T>(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
                                                 projection ? problem.proj_size : head, rows_together, packed);
   if (two_stage_gru)
@@ -82,7 +83,7 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   } else if (can_lie_across<P, T> && lie_across<P>(problem.batch)) {
     buffers.copied = elements_across<P>(problem.batch, std::max(buffers.first.depth, buffers.second.depth));
   }
-  state_buffers<Cell>(buffers, problem, group, gates, states, platform);
+  state_buffers<Cell>(buffers, problem, group, gates, places, platform);
   buffers.set_group(problem, group);
   return buffers;
 }
@@ -128,8 +129,8 @@ void pack_forward(const Problem& problem, const Group& group, const ForwardBuffe
 // The phases: `buffers` and `products`, the input products, are each group's; `rows` [workers][groups][B].
 template <class Cell, class T, class Panels, class Product>
 void run_forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
-                 CpuPlatform& platform, int64_t steps_together, const ForwardBuffers<T, Panels>* buffers,
-                 const Product* products, ForwardRow<T>* rows) {
+                 CpuPlatform& platform, Places const& places, int64_t steps_together,
+                 const ForwardBuffers<T, Panels>* buffers, const Product* products, ForwardRow<T>* rows) {
   using Sweep = ForwardSweep<Cell, T, Panels>;
   int64_t const batch = problem.batch;
   Timeline* const time = scratch<Timeline>(platform, count);
@@ -138,6 +139,9 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
   int64_t const a_worker = buffers[0].copied;
   auto* const copies = a_worker > 0 ? scratch<packed_t<T>>(platform, plan.workers * a_worker) : nullptr;
+  bool const own_rows = products[0].own_rows;
+  int64_t const listed = own_rows ? steps_together * batch : 0;
+  auto* const lists = scratch<int64_t>(platform, plan.workers * listed);
   Slots const slots(plan, count);
   slots.run(count, plan, platform, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
     int const last = first + n, base = worker * count;
@@ -148,17 +152,19 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
     Team<Sweep> const team{problem,
                            time + first,
                            n,
-                           plan.split,
+                           plan,
+                           places,
                            worker,
                            workers,
                            barrier,
                            sweeps + base + first,
                            row_storage + (base + first) * batch};
-    team.begin([&](int i, const int64_t* mine, int64_t live) {
+    team.begin([&](int i, Share const& share) {
       int const g = first + i;
-      return Sweep(cell, problem, groups[g], buffers[g], time[g], mine, live, rows + (base + g) * batch,
+      return Sweep(cell, problem, groups[g], buffers[g], time[g], share, rows + (base + g) * batch,
                    copies ? copies + place * a_worker : nullptr);
     });
+    end_streams();
     barrier.wait(workers);
     for (int64_t s = 0; s < problem.steps; s += steps_together) {
       int64_t const steps = std::min(steps_together, problem.steps - s);
@@ -166,14 +172,16 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
         Turn const turn = turn_of(problem, time[g], groups[g].reverse, s, steps);
         bool const kept = groups[g].gates != nullptr;
         T* const gates = buffers[g].gates + (kept ? turn.first * buffers[g].gates_stride : 0);
-        products[g].rows(turn.first, turn.count, gates, worker, workers);
+        int64_t* const list = own_rows ? lists + worker * listed : nullptr;
+        products[g].rows(turn.first, {list ? team.sweeps[g - first].rows().of_turn(turn, list) : turn.count, 0, list},
+                         gates, worker, workers);
         team.sweeps[g - first].set_gates(gates, turn.first);
       }
-      barrier.wait(workers);
+      if (!own_rows) barrier.wait(workers);
       team.run(s, s + steps, [&](int i, int stage) {
         return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
       });
-      barrier.wait(workers);
+      if (!own_rows) barrier.wait(workers);
     }
     for (int i = 0; i < n; ++i) team.sweeps[i].end(team.first(), team.stride());
   });
@@ -183,6 +191,7 @@ template <class Cell, class T>
 void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
              CpuPlatform& platform) {
   ForwardTurns const turns(problem, count, plan);
+  Places const places(problem, plan, Vec<compute_t<T>>::lanes);
   Slots const slots(plan, count);
   auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
   auto* const products = scratch<PackedGemm<T>>(platform, count);
@@ -192,7 +201,8 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     int const slot = slots.slot(g);
     if (slot == g) {
       new (&buffers[g])
-          ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, true, platform));
+          ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, &places, platform));
+      buffers[g].first.shared = buffers[g].second.shared = shares_panels(plan, slots.workers(plan));
       if (!kept)
         buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * buffers[g].gates_stride);
     } else {
@@ -203,11 +213,12 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     products[g].keep_panels = true;
     if (plan.split == Split::units) products[g].gates = Cell::gates;
     products[g].m = std::min(problem.rows, turns.steps_together * problem.batch);
-    if (turns.steps_together == problem.steps) products[g].use_one_pass(slots.workers(plan));
+    products[g].own_rows = makes_own_rows(products[g], problem, plan, slots.workers(plan));
+    if (!products[g].own_rows && turns.steps_together == problem.steps) products[g].use_one_pass(slots.workers(plan));
     if (slot == g) product_scratch[g] = ProductScratch<T>::make(&products[g], 1, slots.workers(plan), platform);
     product_scratch[slot].give(products[g]);
   }
-  run_forward(cell, problem, groups, count, plan, platform, turns.steps_together, buffers, products,
+  run_forward(cell, problem, groups, count, plan, platform, places, turns.steps_together, buffers, products,
               scratch<ForwardRow<T>>(platform, count * problem.batch * plan.workers));
 }
 

@@ -91,9 +91,12 @@ RNNKERN_INLINE auto load_packed(const typename Packed<P>::Word* p) {
   else
     return sums_t<P>(*reinterpret_cast<const typename sums_t<P>::InMemory*>(p));
 }
+// `shared`: other workers read it (see stream()).
 template <class P>
-RNNKERN_INLINE void store_packed(P* p, sums_t<P> a) {
-  *reinterpret_cast<typename sums_t<P>::InMemory*>(p) = a.v;
+RNNKERN_INLINE void store_packed(P* p, sums_t<P> a, bool shared = false) {
+  using V = sums_t<P>;
+  if (shared) return stream(reinterpret_cast<typename V::Scalar*>(p), a, V::lanes);
+  *reinterpret_cast<typename V::InMemory*>(p) = a.v;
 }
 
 // Where a vector column of a panel is packed, its steps `pitch` apart.
@@ -102,7 +105,8 @@ struct Column {
   using Weight = P;
   P* out;
   int64_t pitch;
-  RNNKERN_INLINE void put(int64_t step, sums_t<P> a) const { store_packed(out + step * pitch, a); }
+  bool shared = false;
+  RNNKERN_INLINE void put(int64_t step, sums_t<P> a) const { store_packed(out + step * pitch, a, shared); }
 };
 struct ColumnOfHalves {  // for Widened<Float16>
   using Weight = float;

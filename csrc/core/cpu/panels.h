@@ -32,6 +32,7 @@ struct PanelSet {
   bool streamed = false;        // see kStreamedBytes
   bool streamed_alone = false;  // also where a tile takes all rows: see simd_asks_ahead()
   int unit_rows = 1;            // of a group, on a matrix unit
+  bool shared = false;          // workers read panels that others packed
 
   // Of many rows, tiles of 2 columns by 6 rows read half as many weights for each product as 4 by 3. Beside 24
   // accumulators 4 by 6 do.
@@ -110,7 +111,7 @@ struct PanelSet {
       using To = std::conditional_t<std::is_same_v<T, BFloat16>, Column<Pair>, ColumnOfHalves>;
       if (widened) return pack(To{reinterpret_cast<typename To::Weight*>(out), pitch});
     }
-    pack(Column<P>{out, pitch});
+    pack(Column<P>{out, pitch, shared});
   }
 
   // Forward: weight [(gate, unit), k], gate rows `height` units apart.
@@ -286,7 +287,7 @@ RNNKERN_INLINE void run_on_vectors(const PanelSet<P>& set, PanelRange range, Row
           lines.at = reinterpret_cast<const char*>(next) + asked;
           asked += steps * line_step;
         }
-        of_rows[now](weights, set.depth, operand, 1, {sums + c * lanes, pitch}, lines);
+        of_rows[now](weights, set.depth, operand, 1, rows_apart(sums + c * lanes, pitch, int(now)), lines);
       }
       if (panel.tail > 0) set.spread_tail(panel, sums, int(now));
       waiting.add_all(rows + r, now, panel);

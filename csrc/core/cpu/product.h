@@ -41,13 +41,18 @@ struct Prefetch {
   int64_t step = 0;
 };
 
-// Where a tile's sums go: row r at data + r * pitch. In memory, for the tile has no register to spare for it.
+// Where each row of a tile's sums goes, or is added to. In memory, for the tile has no register to spare for it.
 template <class C>
 struct TileSums {
-  C* data;
-  int64_t pitch;
+  C* row[kMaxRows];
   bool add = false;
 };
+template <class C>
+TileSums<C> rows_apart(C* first, int64_t pitch, int rows) {
+  TileSums<C> sums;
+  for (int r = 0; r < rows; ++r) sums.row[r] = first + r * pitch;
+  return sums;
+}
 
 // out[r][c] = sum over k of a[r][k * stride] * panel[k][c]; panel [packed_steps(depth)][COLS][lanes]. In pairs the
 // stride is that of a pair. STREAMED: lines ahead are asked for, all that each step of k takes where few rows
@@ -103,13 +108,13 @@ void product_tile(const typename Packed<P>::Word* panel, int64_t depth, const ty
   if constexpr (Packed<P>::together > 1) {
     if (depth % 2 == 1) step([&](const Operand* x) { return broadcast_half(x, at); });
   }
-  auto* to = out.data;
-  int64_t const pitch = out.pitch;
   bool const add = out.add;
 #pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r, to += pitch)
+  for (int r = 0; r < ROWS; ++r) {
+    auto* const to = out.row[r];
 #pragma GCC unroll 8
     for (int c = 0; c < COLS; ++c) store(to + c * V::lanes, add ? load<V>(to + c * V::lanes) + sum[r][c] : sum[r][c]);
+  }
 }
 
 template <class P>
@@ -370,7 +375,7 @@ void product_across(Weights weights, int columns, int64_t depth, const P* across
   for (int64_t tile = 0, at = 0, now; tile < tiles.count; ++tile, at += now) {
     now = tiles.of(tile);
     tile_table<P>.at[true][vectors][now](
-        across, depth, weight + at, 1, {sums + at * width, width},
+        across, depth, weight + at, 1, rows_apart(sums + at * width, width, int(now)),
         {reinterpret_cast<const char*>(weight[at + now]), now * int64_t(Packed<P>::together * sizeof(*weight[0]))});
   }
   const auto* from = sums;

@@ -137,6 +137,15 @@ bool simd_asks_ahead() {
 #endif
 }
 
+bool simd_streams_shared() {
+#if defined(__x86_64__)
+  static bool const amd = __builtin_cpu_is("amd");
+  return amd;
+#else
+  return false;
+#endif
+}
+
 void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Plan& plan, CpuPlatform& platform) {
   if (problem.batch > 0 && !groups.empty())
     kernels().forward(problem, groups.data(), int(groups.size()), plan, platform);
@@ -165,7 +174,7 @@ size_t simd_bytes(const Problem& problem, const Plan& plan) {
   if (problem.lengths) group.schedule.lengths = lengths.data();
   if (problem.packed) group.schedule.batch_sizes = batch_sizes.data();
   if (problem.recurrent_mask) group.mask = &there;
-  if (problem.save && !problem.recompute) group.gates = &there;
+  if (problem.save && !problem.recompute && problem.rows > 0) group.gates = &there;
   std::vector<Group> const groups(problem.groups, group);
   Tally forward, backward;
   if (problem.int8) {

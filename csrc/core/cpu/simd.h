@@ -39,6 +39,9 @@ bool simd_multiplies_pairs(Dtype dtype);
 // it is read: not on Zen 4, whose own prefetchers bring it faster alone.
 bool simd_asks_ahead();
 
+// Whether lines that other cores have from before are better written past the caches (see stream()).
+bool simd_streams_shared();
+
 // Those compiled in, fastest first; those of them that this machine can run; the one in use; and the choice of another
 // (Error on an unknown name). RNNKERN_CPU_ISA chooses at the first use.
 std::vector<std::string> compiled_isas();

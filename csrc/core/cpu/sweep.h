@@ -22,6 +22,20 @@ inline int64_t pitch_for(const Problem& problem, int64_t lanes) {  // room for a
   return (std::max(problem.hidden_size, problem.state_size()) + 2 * lanes - 1) / lanes * lanes;
 }
 
+// Rows of the time loops keep their states in places, as many as the batch where all workers run all rows. Between the
+// places of workers that run rows of their own there is a gap: prefetchers that run on behind the last row would take
+// the other's lines away in every step.
+struct Places {
+  int64_t gap = 0, count;
+
+  Places(const Problem& problem, const Plan& plan, int64_t lanes) : count(problem.batch) {
+    if (plan.split != Split::rows || plan.workers == 1) return;
+    constexpr int64_t kGapElements = 4096;
+    gap = (kGapElements - 1) / pitch_for(problem, lanes) + 1;
+    count += plan.workers * (gap + 1);
+  }
+};
+
 // One timeline for groups that share a schedule.
 inline void make_timelines(const Problem& problem, const Group* groups, int count, Timeline* time, Platform& platform) {
   for (int g = 0; g < count; ++g) {
@@ -96,11 +110,18 @@ struct Slots {
   }
 };
 
-// The rows of one group that a worker runs.
-struct Share {
-  const int64_t* rows;
-  int64_t count;
-};
+// Whether each worker makes a product's rows that its own time loops use. It reads all of the packed weight then, a
+// part of which others packed, and nobody else's rows.
+template <class T>
+bool makes_own_rows(const PackedGemm<T>& product, const Problem& problem, const Plan& plan, int workers) {
+  return workers > 1 && plan.split == Split::rows && !product.unpacked() &&
+         problem.rows >= workers * problem.input_size;
+}
+
+// Whether workers that run rows of their own share what is packed for them.
+inline bool shares_panels(const Plan& plan, int workers) {
+  return workers > 1 && plan.split == Split::rows && simd_streams_shared();
+}
 
 // How the workers divide the time loops of all groups. With Split::units every worker runs all rows of a part of the
 // panels, and waits for the others after each stage; otherwise each worker runs its own rows alone.
@@ -109,39 +130,39 @@ struct Team {
   const Problem& problem;
   const Timeline* time;
   int groups;
-  Split split;
+  const Plan& plan;
+  Places const& places;
   int worker, workers;
   Barrier& barrier;
   Sweep* sweeps;         // [groups]
   int64_t* row_storage;  // [groups][B]
 
-  bool shares_units() const { return split == Split::units && workers > 1; }
+  bool shares_units() const { return plan.split == Split::units && workers > 1; }
   int first() const { return shares_units() ? worker : 0; }
   int stride() const { return shares_units() ? workers : 1; }
 
   Share share(int g) const {
     int64_t const batch = time[g].batch;
     if (shares_units()) return {time[g].order, batch};
-    if (split != Split::rows) return {time[g].order, worker == 0 ? batch : 0};
+    if (plan.split != Split::rows) return {time[g].order, worker == 0 ? batch : 0};
     if (groups % workers == 0) return {time[g].order, g % workers == worker ? batch : 0};
     if (!time[g].uniform) {  // dealt out, so that long and short ones go to all
       int64_t count = 0;
       int64_t* const rows = row_storage + g * batch;
       for (int64_t i = worker; i < batch; i += workers) rows[count++] = time[g].order[i];
-      return {rows, count};
+      return {rows, count, worker * ((batch + workers - 1) / workers + places.gap)};
     }
     int64_t const all = groups * batch, from = all * worker / workers - g * batch,
                   to = all * (worker + 1) / workers - g * batch;
     int64_t const begin = std::clamp<int64_t>(from, 0, batch);
-    return {time[g].order + begin, std::clamp<int64_t>(to, 0, batch) - begin};
+    return {time[g].order + begin, std::clamp<int64_t>(to, 0, batch) - begin, begin + worker * places.gap};
   }
 
-  // `make(g, rows, count)` builds a group's sweep.
+  // `make(g, share)` builds a group's sweep.
   template <class Make>
   void begin(Make make) const {
     for (int g = 0; g < groups; ++g) {
-      Share const mine = share(g);
-      new (&sweeps[g]) Sweep(make(g, mine.rows, mine.count));
+      new (&sweeps[g]) Sweep(make(g, share(g)));
       sweeps[g].begin(first(), stride());
     }
     if (shares_units()) barrier.wait(workers);
@@ -154,7 +175,7 @@ struct Team {
     auto const unit = sweeps[0].matrix_unit();
     if (!shares_units()) {
       for (int g = 0; g < groups; ++g)
-        for (int64_t s = from; s < to && sweeps[g].rows() > 0; ++s) {
+        for (int64_t s = from; s < to && sweeps[g].rows().count > 0; ++s) {
           sweeps[g].prepare(s);
           for (int stage = 0; stage < stages; ++stage) sweeps[g].run(stage, 0, panels(g, stage));
         }

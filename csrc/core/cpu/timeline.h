@@ -39,6 +39,12 @@ inline Turn turn_of(const Problem& problem, const Timeline& time, bool last_firs
   return {t, t + steps, at(t), at(t + steps) - at(t)};
 }
 
+// The rows of one group that a worker runs, and the place where the first of them keeps its states.
+struct Share {
+  const int64_t* rows;
+  int64_t count, place = 0;
+};
+
 // The rows that one worker runs, by falling length, of which a prefix is live at each step.
 struct LiveRows {
   const Timeline* time = nullptr;
@@ -49,6 +55,15 @@ struct LiveRows {
     while (live > 0 && time->lengths[rows[live - 1]] <= t) --live;
     while (live < count && time->lengths[rows[live]] > t) ++live;
     return live;
+  }
+
+  // Where its rows of a turn lie, padding too, counted from the turn's first. Returns how many there are.
+  int64_t of_turn(const Turn& turn, int64_t* out) const {
+    int64_t n = 0;
+    for (int64_t t = turn.first_step; t < turn.last_step; ++t)
+      for (int64_t i = 0; i < count && !(time->offsets && time->lengths[rows[i]] <= t); ++i)
+        out[n++] = time->row(t, rows[i]) - turn.first;
+    return n;
   }
 };
 
