@@ -92,8 +92,9 @@ double floor_us(const Problem& p, int workers) {
   return loop + 2 * slow * p.rows * p.groups * p.gate_size() * p.input_size / kFlops / workers;
 }
 
-constexpr double kManyWeights = 0.7e6;  // bytes: more than stay in a second cache beside all else
-constexpr int kFewRows = 8;             // of a thread
+constexpr double kManyWeights = 0.7e6;    // bytes: more than stay in a second cache beside all else
+constexpr int kFewRows = 8;               // of a thread, and at most
+constexpr double kFewRowsPerByte = 3e-6;  // of the weights
 constexpr double kManyWeightsTrained = 2 * kManyWeights;
 constexpr int kFewRowsTrained = 2;
 constexpr int kManyUnits = 64;  // of a thread: some vectors of them
@@ -101,8 +102,10 @@ constexpr int kManyUnits = 64;  // of a thread: some vectors of them
 // Threads share rows where there are rows for all; a single row's units only where a step is long enough to pay for a
 // barrier (0.3 us a step); and nothing where the whole call is shorter than waking a thread takes. A matrix unit takes
 // several rows in the time of one, which a thread should have then. Without one, too, a row alone waits for its
-// weights, where each thread could read a part of them for all rows; and so do a few rows for many weights. Backward
-// does more beside reading them: it gains where rows are fewer and weights more.
+// weights, where each thread could read a part of them for all rows; and so do a few rows for many weights (on two
+// Zen 4 threads with 1 MB of them 4 rows gain a tenth and 16 nothing, while cores of different third caches, which pass
+// on states slowly, lose a tenth; with 4 MB 8 and 16 rows gain 2 %). Backward does more beside reading them: it gains
+// where rows are fewer and weights more.
 void share_work(const Problem& p, int threads, Plan& plan) {
   double const loop = recurrent_work(p), input = double(p.gate_size()) * p.input_size;
   double const total = double(p.rows) * p.groups * (loop + input);
@@ -110,8 +113,10 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   int64_t const rows = p.batch * p.groups, at_once = simd_rows_at_once(p.dtype);
   bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3) && p.steps > 1;
   bool const alone = rows < 2 * threads;
-  bool const streams = loop * weight_bytes(p) >= (p.save ? kManyWeightsTrained : kManyWeights) &&
-                       rows <= threads * (p.save ? kFewRowsTrained : kFewRows);
+  double const bytes = loop * weight_bytes(p);
+  bool const streams =
+      bytes >= (p.save ? kManyWeightsTrained : kManyWeights) &&
+      rows <= threads * (p.save ? kFewRowsTrained : std::min<double>(kFewRows, kFewRowsPerByte * bytes));
   bool const waits = long_steps && p.hidden_size >= kManyUnits * threads && (alone || streams);
   bool const on_unit = at_once > 1 && long_steps && p.batch < threads * at_once;
   bool const share_units = (waits || on_unit) && p.groups % threads != 0;

@@ -103,13 +103,15 @@ void TorchCpuPlatform::parallel(int wanted, const std::function<void(int worker,
   wanted = std::min(wanted, max_workers());
   if (wanted <= 1) return work(0, 1);
   // OpenMP may grant fewer threads, and then hands several indices to one. Each waits until all indices are taken: by
-  // then every thread that takes part has made itself known.
-  std::atomic<int> taken{0}, workers{0};
+  // then every thread that takes part has made itself known. If all were granted, a thread is the same worker in every
+  // call, and finds in its caches what it left there.
+  std::atomic<int> taken{0}, arrived{0};
   at::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
-    int const worker = workers.fetch_add(1);
+    int const arrival = arrived.fetch_add(1);
     taken.fetch_add(int(end - begin));
     spin_until([&] { return taken.load() >= wanted; });
-    work(worker, workers.load());
+    int const workers = arrived.load();
+    work(workers == wanted ? int(begin) : arrival, workers);
   });
 }
 

@@ -222,6 +222,24 @@ int check_shared_units() {
   return cases;
 }
 
+// Workers who make the gates of x of their own rows, in two turns and each sum in parts.
+int check_own_rows() {
+  int cases = 0;
+  for (Dtype dtype : {Dtype::float32, Dtype::bfloat16}) {
+    Case c;
+    c.seed = static_cast<uint64_t>(++cases);
+    c.dtype = dtype;
+    c.setting.T = 240, c.setting.B = 13, c.setting.I = 1030, c.setting.H = 24;
+    c.mode = Mode::infer;
+    Random random(c.seed + 8000);
+    Rows const rows = cases == 1 ? Rows::plain : Rows::lengths;
+    set_rows(c, rows, random);
+    set_name(c, "lstm", rows);
+    check_same_bits(c, {{3, 3, Split::rows}});
+  }
+  return cases;
+}
+
 // Weights that few rows read in 16 bits, and workers who were not granted, so that the others run more rows than that.
 int check_fewer_workers() {
   struct Work {
@@ -275,8 +293,8 @@ int check_long_sequences() {
 
 int main() {
   int cases = for_each_case(Backend::cpu, 6, [](const Case& c) { check_case(c, 2); });
-  cases += check_sizes() + check_long_sums() + check_shared_turns() + check_shared_units() + check_fewer_workers() +
-           check_long_sequences();
+  cases += check_sizes() + check_long_sums() + check_shared_turns() + check_shared_units() + check_own_rows() +
+           check_fewer_workers() + check_long_sequences();
   std::printf("simd equals its definition, and its own bits, in %d cases\n", cases);
   return 0;
 }

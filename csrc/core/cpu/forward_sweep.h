@@ -25,7 +25,8 @@ struct ForwardBuffers {
   C* z = nullptr;             // [place][pitch]
   const C* zeros = nullptr;   // [pitch]
   const Operand* zero_operand = nullptr;
-  int64_t copied = 0;  // elements that each worker needs for copies of operands: across vectors, or for a matrix unit
+  int64_t copied = 0;   // elements that each worker needs for copies of operands: across vectors, or for a matrix unit
+  bool shared = false;  // other workers may have the lines of a tensor from before (see stream())
 
   // The same memory for this group.
   void set_group(const Problem& problem, const Group& group) {
@@ -82,10 +83,11 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
       return MatrixUnit<float>(1);
   }
 
-  // Where the gates of row `first` and those after it lie from now on.
-  void set_gates(T* gates, int64_t first) {
+  // Where the gates of a turn lie from now on: those of all rows, or of these rows alone.
+  void set_gates(T* gates, const Turn& turn, bool own) {
     gates_ = gates;
-    first_row_ = first;
+    turn_ = turn;
+    own_gates_ = own;
   }
 
   // Initial states of every `stride`-th row.
@@ -126,7 +128,8 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
         row.operand = cut ? buffers_.zero_operand : buffers_.operand[now] + place;
         row.next_operand = buffers_.operand[1 - now] + place;
       }
-      row.gates = gates_ + (at - first_row_) * buffers_.gates_stride;
+      int64_t const in_turn = own_gates_ ? (t - turn_.first_step) * rows_.count + i : at - turn_.first;
+      row.gates = gates_ + in_turn * buffers_.gates_stride;
       row.y = static_cast<T*>(group_.y) + at * group_.y_stride;
       row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
       if (buffers_.middle) row.middle = buffers_.middle + place;
@@ -200,7 +203,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
       auto const ahead = [&](Row& row, int64_t unit) __attribute__((always_inline)) {
         for (int g = 0; g < gates; ++g) prefetch_lines<kLine>(row.gates + g * hidden_ + unit);
         if (last) prefetch_lines<kLine, 2>(row.y + unit);
-        if (is_lstm && first && row.cells) prefetch_lines<kLine, 2>(row.cells + unit);
+        if (is_lstm && first && row.cells && !buffers_.shared) prefetch_lines<kLine, 2>(row.cells + unit);
       };
       if (set.data) return run_panels(set, range, row_, live_, copies_, finish, ahead);
       if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), copies_, finish);
@@ -225,7 +228,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
       row.state[1] = scratch.state[1] + place;
       row.next[1] = scratch.unused + place;
     }
-    row.gates = gates_ + (at - first_row_) * buffers_.gates_stride;
+    row.gates = gates_ + (at - turn_.first) * buffers_.gates_stride;
     row.y = scratch.unused_y;
     row.middle = scratch.middle + place;
     if (two_stage_gru) row.z = scratch.state[1] + place;
@@ -273,6 +276,11 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   RNNKERN_INLINE V gates_x(Row& row, int g, int64_t unit, int n) const {
     return load<V>(row.gates + g * hidden_ + unit, n) + load<V>(buffers_.bias_x + g * hidden_ + unit);
   }
+  // What is read much later, backward.
+  RNNKERN_INLINE void store_out(T* to, V value, int n) const {
+    if (buffers_.shared) return stream(to, value, n);
+    store(to, value, n);
+  }
   RNNKERN_INLINE void keep(Row& row, int k, int64_t unit, int n, V value) const {
     if (save_) store(row.gates + k * hidden_ + unit, value, n);
   }
@@ -316,7 +324,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
       V const c = LstmCell::next_cell(gx, gh, state[1], saved);
       V const kept = zoned(c, state[1], row.zone_c, unit, n);
       store(row.next[1] + unit, kept, n);
-      if (row.cells) store(row.cells + unit, kept, n);
+      if (row.cells) store_out(row.cells + unit, kept, n);
       store(sums, saved[3]);
       store(sums + V::lanes, c);
     } else {
@@ -368,7 +376,8 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   ForwardRow<T>* row_;
   packed_t<T>* copies_;  // see ForwardBuffers
   T* gates_ = nullptr;
-  int64_t first_row_ = 0;
+  Turn turn_{};
+  bool own_gates_ = false;
   int64_t live_ = 0;
   bool backwards_ = false, at_rest_ = false;  // see PanelRange
 };

@@ -16,10 +16,12 @@ struct Matrix {
   bool of_turn = false;     // where k runs over rows: `data` begins with the first row of a turn, see run_turn()
 };
 
-// Rows of A, and of C, counted from where a part of both begins: `count` of them from `begin` on, or those of `list`.
+// Rows of A, and of C, counted from where a part of both begins: `count` of them from `begin` on, or those of `list`,
+// which in C may follow each other.
 struct RowsOf {
   int64_t count, begin = 0;
   const int64_t* list = nullptr;
+  bool together_in_c = false;
   int64_t operator[](int64_t i) const { return list ? list[i] : begin + i; }
 };
 
@@ -129,7 +131,7 @@ class PackedGemm {
 
   // Rows of op(A) as the tile reads them, or, for a matrix unit, copied in groups.
   struct Strip {
-    int64_t at[kStrip];  // see RowsOf
+    int64_t at[kStrip], in_c[kStrip];  // see RowsOf
     const Operand* row[kStrip];
     int64_t count, stride;
     const P* groups;
@@ -299,7 +301,10 @@ class PackedGemm {
                  Block const& block) const {
     int64_t const begin = strip_at(s, all, some.count), rows = strip_at(s + 1, all, some.count) - begin;
     strip.count = rows;
-    for (int64_t r = 0; r < rows; ++r) strip.at[r] = some[begin + r];
+    for (int64_t r = 0; r < rows; ++r) {
+      strip.at[r] = some[begin + r];
+      strip.in_c[r] = some.together_in_c ? begin + r : strip.at[r];
+    }
     if (a.transposed && kUnit) {
       strip.groups = copies + strip.at[0] / kUnitRows * unit_pitch<P>(block.depth);
       return;
@@ -335,7 +340,7 @@ class PackedGemm {
     int const columns = panel_columns(p);
     if (unpacked()) {
       multiply_unpacked(strip, p, place, block, sums);
-      return finish(out, strip.at, strip.count, p, sums, block, add);
+      return finish(out, strip, 0, strip.count, p, sums, block, add);
     }
     int64_t const column = column_at(p);
     if constexpr (kUnit) return multiply_groups(strip, p, panel, block, sums, out, add);
@@ -346,7 +351,7 @@ class PackedGemm {
       auto const tile = tile_table<P>.at[false][columns][now];
       TileSums<C> to;
       for (int64_t j = 0; j < now; ++j) {  // by the time that the sums are made, their place is near
-        T* const row = out + strip.at[r + j] * c_stride + column;
+        T* const row = out + strip.in_c[r + j] * c_stride + column;
         prefetch_lines<kColumns * V::lanes * sizeof(T), 2>(row);
         if constexpr (std::is_same_v<T, C>) to.row[j] = row;
       }
@@ -359,7 +364,7 @@ class PackedGemm {
       }
       to = rows_apart(sums, columns * V::lanes, int(now));
       tile(panel, block.depth, strip.row + r, strip.stride, to, {});
-      finish(out, strip.at + r, now, p, sums, block, add);
+      finish(out, strip, r, now, p, sums, block, add);
     }
   }
 
@@ -370,7 +375,7 @@ class PackedGemm {
       int const groups = strip.count - r > kUnitRows ? 2 : 1;
       now = std::min<int64_t>(groups * kUnitRows, strip.count - r);
       unit_product(panel, panel_columns(p), strip.groups + r * blocks * kUnitPairs, groups, blocks, sums, kUnitRows);
-      finish(out, strip.at + r, now, p, sums, block, add);
+      finish(out, strip, r, now, p, sums, block, add);
     }
   }
 
@@ -388,20 +393,23 @@ class PackedGemm {
     product_unpacked<P>(weights, panel_columns(p), block.depth, strip.row, int(strip.count), sums);
   }
 
-  void finish(T* base, const int64_t* at, int64_t rows, int64_t p, const C* sums, Block const& block, bool add) const {
+  // The sums of rows [first, first + rows) of a strip.
+  void finish(T* base, const Strip& strip, int64_t first, int64_t rows, int64_t p, const C* sums, Block const& block,
+              bool add) const {
     int64_t const begin = column_at(p), end = column_at(p + 1);  // divisions, which no vector should wait for
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = first; r < first + rows; ++r) {
+      T* const out = base + strip.in_c[r] * c_stride;
+      C* const parts = partial ? partial + strip.at[r] * width() : nullptr;
       for (int64_t column = begin; column < end; column += V::lanes, sums += V::lanes)
-        finish(base, at[r], column, load<V>(sums), block, add);
+        finish(out + column, parts ? parts + column : nullptr, int(std::min<int64_t>(V::lanes, n - column)),
+               load<V>(sums), block, add);
+    }
   }
-  void finish(T* base, int64_t row, int64_t column, V sum, Block const& block, bool add) const {
-    int const count = int(std::min<int64_t>(V::lanes, n - column));
-    T* const out = base + row * c_stride + column;
+  void finish(T* out, C* part, int count, V sum, Block const& block, bool add) const {
     if constexpr (std::is_same_v<T, C>) {
       store(out, add || !block.begins ? load<V>(out, count) + sum : sum, count);
     } else {
-      if (partial) {
-        C* const part = partial + row * width() + column;
+      if (part) {
         if (!block.begins) sum = load<V>(part) + sum;
         if (!block.ends) return store(part, sum);
       }

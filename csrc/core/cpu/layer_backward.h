@@ -342,7 +342,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       for (int g = first; g < last; ++g) {
         Forward sweep(cell, rebuilt, groups[g], again[g], time[g], Share{time[g].order, problem.batch},
                       forward_rows + place * Forward::kTogether, copies + place * a_worker);
-        sweep.set_gates(again[g].gates, 0);
+        sweep.set_gates(again[g].gates, Turn{}, false);
         sweep.rebuild(scratch_rows, worker, workers);
       }
     }

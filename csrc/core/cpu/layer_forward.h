@@ -171,11 +171,18 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
       for (int g = first; g < last; ++g) {
         Turn const turn = turn_of(problem, time[g], groups[g].reverse, s, steps);
         bool const kept = groups[g].gates != nullptr;
-        T* const gates = buffers[g].gates + (kept ? turn.first * buffers[g].gates_stride : 0);
+        // Gates that are not kept lie beside each other where a worker makes and reads its own.
+        Share const mine = team.share(g - first);
+        bool const own_gates = own_rows && !kept;
+        int64_t const stride = buffers[g].gates_stride,
+                      row = kept        ? turn.first
+                            : own_gates ? steps_together * mine.before + worker * gap_of(stride)
+                                        : 0;
+        T* const gates = buffers[g].gates + row * stride;
         int64_t* const list = own_rows ? lists + worker * listed : nullptr;
-        products[g].rows(turn.first, {list ? team.sweeps[g - first].rows().of_turn(turn, list) : turn.count, 0, list},
-                         gates, worker, workers);
-        team.sweeps[g - first].set_gates(gates, turn.first);
+        int64_t const rows_now = own_rows ? team.sweeps[g - first].rows().of_turn(turn, list) : turn.count;
+        products[g].rows(turn.first, {rows_now, 0, list, own_gates}, gates, worker, workers);
+        team.sweeps[g - first].set_gates(gates, turn, own_gates);
       }
       if (!own_rows) barrier.wait(workers);
       team.run(s, s + steps, [&](int i, int stage) {
@@ -202,9 +209,11 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     if (slot == g) {
       new (&buffers[g])
           ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, &places, platform));
+      int64_t const stride = buffers[g].gates_stride,
+                    rows = turns.steps_together * problem.batch + plan.workers * gap_of(stride);
+      if (!kept) buffers[g].gates = scratch<T>(platform, rows * stride);
+      buffers[g].shared = slots.workers(plan) > 1 && simd_streams_shared();
       buffers[g].first.shared = buffers[g].second.shared = shares_panels(plan, slots.workers(plan));
-      if (!kept)
-        buffers[g].gates = scratch<T>(platform, turns.steps_together * problem.batch * buffers[g].gates_stride);
     } else {
       new (&buffers[g]) ForwardBuffers<T>(buffers[slot]);
       buffers[g].set_group(problem, groups[g]);

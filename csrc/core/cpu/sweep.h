@@ -22,17 +22,21 @@ inline int64_t pitch_for(const Problem& problem, int64_t lanes) {  // room for a
   return (std::max(problem.hidden_size, problem.state_size()) + 2 * lanes - 1) / lanes * lanes;
 }
 
-// Rows of the time loops keep their states in places, as many as the batch where all workers run all rows. Between the
-// places of workers that run rows of their own there is a gap: prefetchers that run on behind the last row would take
-// the other's lines away in every step.
+// Between what workers that run rows of their own keep for them there is a gap: prefetchers that run on behind the last
+// row would take the other's lines away in every step.
+inline int64_t gap_of(int64_t row) {
+  constexpr int64_t kElements = 4096;
+  return (kElements - 1) / row + 1;  // rows
+}
+
+// Rows of the time loops keep their states in places, as many as the batch where all workers run all rows.
 struct Places {
   int64_t gap = 0, count;
 
   Places(const Problem& problem, const Plan& plan, int64_t lanes) : count(problem.batch) {
     if (plan.split != Split::rows || plan.workers == 1) return;
-    constexpr int64_t kGapElements = 4096;
-    gap = (kGapElements - 1) / pitch_for(problem, lanes) + 1;
-    count += plan.workers * (gap + 1);
+    gap = gap_of(pitch_for(problem, lanes));
+    count += plan.workers * gap + 1;
   }
 };
 
@@ -111,10 +115,11 @@ struct Slots {
 };
 
 // Whether each worker makes a product's rows that its own time loops use. It reads all of the packed weight then, a
-// part of which others packed, and nobody else's rows.
+// part of which others packed, and nobody else's rows. Of a packed sequence the same row of two turns may be another
+// worker's.
 template <class T>
 bool makes_own_rows(const PackedGemm<T>& product, const Problem& problem, const Plan& plan, int workers) {
-  return workers > 1 && plan.split == Split::rows && !product.unpacked() &&
+  return workers > 1 && plan.split == Split::rows && !problem.packed && !product.unpacked() &&
          problem.rows >= workers * problem.input_size;
 }
 
@@ -150,12 +155,13 @@ struct Team {
       int64_t count = 0;
       int64_t* const rows = row_storage + g * batch;
       for (int64_t i = worker; i < batch; i += workers) rows[count++] = time[g].order[i];
-      return {rows, count, worker * ((batch + workers - 1) / workers + places.gap)};
+      int64_t const before = batch / workers * worker + std::min(batch % workers, int64_t(worker));
+      return {rows, count, before, before + worker * places.gap};
     }
     int64_t const all = groups * batch, from = all * worker / workers - g * batch,
                   to = all * (worker + 1) / workers - g * batch;
     int64_t const begin = std::clamp<int64_t>(from, 0, batch);
-    return {time[g].order + begin, std::clamp<int64_t>(to, 0, batch) - begin, begin + worker * places.gap};
+    return {time[g].order + begin, std::clamp<int64_t>(to, 0, batch) - begin, begin, begin + worker * places.gap};
   }
 
   // `make(g, share)` builds a group's sweep.

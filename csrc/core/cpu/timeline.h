@@ -39,10 +39,11 @@ inline Turn turn_of(const Problem& problem, const Timeline& time, bool last_firs
   return {t, t + steps, at(t), at(t + steps) - at(t)};
 }
 
-// The rows of one group that a worker runs, and the place where the first of them keeps its states.
+// The rows of one group that a worker runs; how many the workers before it run; and the place where the first of them
+// keeps its states.
 struct Share {
   const int64_t* rows;
-  int64_t count, place = 0;
+  int64_t count, before = 0, place = 0;
 };
 
 // The rows that one worker runs, by falling length, of which a prefix is live at each step.
@@ -57,12 +58,11 @@ struct LiveRows {
     return live;
   }
 
-  // Where its rows of a turn lie, padding too, counted from the turn's first. Returns how many there are.
+  // Where its rows of a turn lie, padding too, counted from the turn's first. Returns how many there are. Not packed.
   int64_t of_turn(const Turn& turn, int64_t* out) const {
     int64_t n = 0;
     for (int64_t t = turn.first_step; t < turn.last_step; ++t)
-      for (int64_t i = 0; i < count && !(time->offsets && time->lengths[rows[i]] <= t); ++i)
-        out[n++] = time->row(t, rows[i]) - turn.first;
+      for (int64_t i = 0; i < count; ++i) out[n++] = time->row(t, rows[i]) - turn.first;
     return n;
   }
 };
