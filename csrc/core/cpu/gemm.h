@@ -4,26 +4,9 @@
 #pragma once
 
 #include "matrix_unit.h"
-#include "product.h"
+#include "unpacked_product.h"
 
 namespace rnnkern::RNNKERN_ISA {
-
-template <class T>
-struct Matrix {
-  const T* data;
-  int64_t stride;           // elements between rows as stored
-  bool transposed = false;  // stored [columns, rows]
-  bool of_turn = false;     // where k runs over rows: `data` begins with the first row of a turn, see run_turn()
-};
-
-// Rows of A, and of C, counted from where a part of both begins: `count` of them from `begin` on, or those of `list`,
-// which in C may follow each other.
-struct RowsOf {
-  int64_t count, begin = 0;
-  const int64_t* list = nullptr;
-  bool together_in_c = false;
-  int64_t operator[](int64_t i) const { return list ? list[i] : begin + i; }
-};
 
 template <class T>
 class PackedGemm {
@@ -96,13 +79,8 @@ class PackedGemm {
       pack_block(block, worker, workers, packed);
       end_streams();
       barrier.wait(workers);
-      if (deals_copies(workers)) {
-        Part const mine(copied_groups(), worker, workers);
-        int64_t const at = mine.begin * kCopied;
-        multiply_block(block, 0, {std::min(m, mine.end * kCopied) - at, at}, c, false, worker, 0, 1);
-      } else {
-        multiply_block(block, 0, {m}, c, false, worker, worker, workers);
-      }
+      bool const alone = deals_copies(workers);
+      multiply_block(block, 0, copied_rows(worker, workers), c, false, worker, alone ? 0 : worker, alone ? 1 : workers);
       barrier.wait(workers);
     }
   }
@@ -156,6 +134,12 @@ class PackedGemm {
   bool deals_copies(int workers) const {
     return a.transposed && (copied_groups() % workers == 0 || copied_groups() >= 8 * workers);
   }
+  RowsOf copied_rows(int worker, int workers) const {
+    if (!deals_copies(workers)) return {m};
+    Part const mine(copied_groups(), worker, workers);
+    int64_t const at = mine.begin * kCopied;
+    return {std::min(m, mine.end * kCopied) - at, at};
+  }
 
   // The vectors of a row of C are dealt out evenly: 9 of them as 3, 3, 3 and not 4, 4, 1.
   int64_t vectors() const { return (n + V::lanes - 1) / V::lanes; }
@@ -186,15 +170,11 @@ class PackedGemm {
       pack_rows_of_b(block, Part(steps, worker, workers), shares_panels(workers));
     }
     if (!a.transposed || panels_alone) return;
-    bool const dealt = deals_copies(workers);
-    Part const groups = dealt ? Part(copied_groups(), worker, workers) : Part(copied_groups(), 0, 1);
-    int64_t const first = groups.begin * kCopied, last = std::min(m, groups.end * kCopied);
-    if constexpr (kUnit) {
-      int64_t const blocks = unit_blocks<P>(block.depth);
-      return pack_groups(block, dealt ? Part(blocks, 0, 1) : Part(blocks, worker, workers), first, last);
-    }
-    // In the order of memory: a strip's own rows lie far apart.
-    Part const part = dealt ? Part(steps, 0, 1) : Part(steps, worker, workers);
+    RowsOf const rows = copied_rows(worker, workers);
+    int64_t const first = rows.begin, last = first + rows.count;
+    if (deals_copies(workers)) worker = 0, workers = 1;  // each copies all of k of its rows
+    if constexpr (kUnit) return pack_groups(block, Part(unit_blocks<P>(block.depth), worker, workers), first, last);
+    Part const part(steps, worker, workers);  // in the order of memory: a strip's own rows lie far apart
     for (int64_t step = part.begin; step < part.end; ++step)
       for (int64_t r = first; r < last; r += V::lanes) {
         P* const out = copy_at(r) + step * V::lanes;
@@ -362,8 +342,7 @@ class PackedGemm {
           continue;
         }
       }
-      to = rows_apart(sums, columns * V::lanes, int(now));
-      tile(panel, block.depth, strip.row + r, strip.stride, to, {});
+      tile(panel, block.depth, strip.row + r, strip.stride, rows_apart(sums, columns * V::lanes, int(now)), {});
       finish(out, strip, r, now, p, sums, block, add);
     }
   }
@@ -393,28 +372,26 @@ class PackedGemm {
     product_unpacked<P>(weights, panel_columns(p), block.depth, strip.row, int(strip.count), sums);
   }
 
-  // The sums of rows [first, first + rows) of a strip.
+  // Stores the sums of rows [first, first + rows) of a strip, or adds them to what is there.
   void finish(T* base, const Strip& strip, int64_t first, int64_t rows, int64_t p, const C* sums, Block const& block,
               bool add) const {
+    constexpr bool in_place = std::is_same_v<T, C>;              // what other blocks of k brought is in C itself
     int64_t const begin = column_at(p), end = column_at(p + 1);  // divisions, which no vector should wait for
-    for (int64_t r = first; r < first + rows; ++r) {
-      T* const out = base + strip.in_c[r] * c_stride;
-      C* const parts = partial ? partial + strip.at[r] * width() : nullptr;
-      for (int64_t column = begin; column < end; column += V::lanes, sums += V::lanes)
-        finish(out + column, parts ? parts + column : nullptr, int(std::min<int64_t>(V::lanes, n - column)),
-               load<V>(sums), block, add);
-    }
-  }
-  void finish(T* out, C* part, int count, V sum, Block const& block, bool add) const {
-    if constexpr (std::is_same_v<T, C>) {
-      store(out, add || !block.begins ? load<V>(out, count) + sum : sum, count);
-    } else {
-      if (part) {
-        if (!block.begins) sum = load<V>(part) + sum;
-        if (!block.ends) return store(part, sum);
+    for (int64_t r = first; r < first + rows; ++r)
+      for (int64_t column = begin; column < end; column += V::lanes, sums += V::lanes) {
+        int const count = int(std::min<int64_t>(V::lanes, n - column));
+        T* const out = base + strip.in_c[r] * c_stride + column;
+        V sum = load<V>(sums);
+        if (!in_place && partial) {
+          C* const part = partial + strip.at[r] * width() + column;
+          if (!block.begins) sum = load<V>(part) + sum;
+          if (!block.ends) {
+            store(part, sum);
+            continue;
+          }
+        }
+        store(out, add || (in_place && !block.begins) ? load<V>(out, count) + sum : sum, count);
       }
-      store(out, add ? load<V>(out, count) + sum : sum, count);
-    }
   }
 };
 

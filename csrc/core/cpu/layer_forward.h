@@ -191,6 +191,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
       if (!own_rows) barrier.wait(workers);
     }
     for (int i = 0; i < n; ++i) team.sweeps[i].end(team.first(), team.stride());
+    end_streams();
   });
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "matrix_unit.h"
-#include "product.h"
+#include "unpacked_product.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
