@@ -93,8 +93,8 @@ double floor_us(const Problem& p, int workers) {
 }
 
 constexpr double kManyWeights = 0.7e6;    // bytes: more than stay in a second cache beside all else
-constexpr int kFewRows = 8;               // of a thread, and at most
-constexpr double kFewRowsPerByte = 3e-6;  // of the weights
+constexpr int kFewRows = 8;               // of a thread, at most
+constexpr double kFewRowsPerByte = 3e-6;  // of a thread, for each byte of weights
 constexpr double kManyWeightsTrained = 2 * kManyWeights;
 constexpr int kFewRowsTrained = 2;
 constexpr int kManyUnits = 64;  // of a thread: some vectors of them

@@ -32,7 +32,7 @@ struct BackwardBuffers {
   const Operand* zeros = nullptr;  // [max(pitch, d_operand_size)]
   const T* zero_state = nullptr;   // [max(H, R)]
   int64_t copied = 0;              // elements that each worker needs for copies of operands
-  bool shared = false;             // other workers read what a turn's rows hold (see stream())
+  bool shared = false;             // other workers read what a turn's rows hold
 };
 
 template <class T>
@@ -66,7 +66,7 @@ class alignas(kLine) BackwardSweep {
                 packed_t<T>* copies)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()), head_size_(problem.head_size()),
         projection_(problem.proj_size > 0), group_(group), gradients_(gradients), buffers_(buffers), time_(time),
-        rows_{&time, share.rows, share.count}, place_(share.place), row_(live), copies_(copies) {}
+        rows_{share, &time}, row_(live), copies_(copies) {}
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
@@ -179,9 +179,9 @@ class alignas(kLine) BackwardSweep {
  private:
   using Row = BackwardRow<T>;
 
-  int64_t place(int64_t i) const { return (place_ + i) * buffers_.pitch; }  // of the i-th row
+  int64_t place(int64_t i) const { return (rows_.place + i) * buffers_.pitch; }  // of the i-th row
   Operand* d_operand(int64_t parity, int64_t i) const {
-    return buffers_.d_operand[parity] + (place_ + i) * buffers_.d_operand_size;
+    return buffers_.d_operand[parity] + (rows_.place + i) * buffers_.d_operand_size;
   }
 
   void clear_row(int64_t at) const {
@@ -263,10 +263,7 @@ class alignas(kLine) BackwardSweep {
   }
 
   // Of a turn's rows, which the products over all of them read.
-  RNNKERN_INLINE void keep(T* to, V value, int n) const {
-    if (buffers_.shared) return stream(to, value, n);
-    store(to, value, n);
-  }
+  RNNKERN_INLINE void keep(T* to, V value, int n) const { store(to, value, n, buffers_.shared); }
 
   // The cell's backward of one block; d_out[0] is the gradient of h before any projection.
   RNNKERN_INLINE V differentiate(Row& row, const Panel& panel, int64_t unit, int n, V d_h_new) const {
@@ -349,7 +346,6 @@ class alignas(kLine) BackwardSweep {
   const BackwardBuffers<T>& buffers_;
   const Timeline& time_;
   LiveRows rows_;
-  const int64_t place_;  // of the first row
   BackwardRow<T>* row_;
   packed_t<T>* copies_;    // see BackwardBuffers
   int64_t first_row_ = 0;  // of the turn

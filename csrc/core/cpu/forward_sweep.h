@@ -26,7 +26,7 @@ struct ForwardBuffers {
   const C* zeros = nullptr;   // [pitch]
   const Operand* zero_operand = nullptr;
   int64_t copied = 0;   // elements that each worker needs for copies of operands: across vectors, or for a matrix unit
-  bool shared = false;  // other workers may have the lines of a tensor from before (see stream())
+  bool shared = false;  // other workers may have the lines of `cells` from before
 
   // The same memory for this group.
   void set_group(const Problem& problem, const Group& group) {
@@ -69,7 +69,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
                const Timeline& time, Share const& share, ForwardRow<T>* live, packed_t<T>* copies = nullptr)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()),
         save_(problem.save && !problem.recompute), projection_(problem.proj_size > 0), group_(group), buffers_(buffers),
-        time_(time), rows_{&time, share.rows, share.count}, place_(share.place), row_(live), copies_(copies) {}
+        time_(time), rows_{share, &time}, row_(live), copies_(copies) {}
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
@@ -260,7 +260,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
 
   static void clear(void* to, int64_t at, int64_t size) { std::memset(static_cast<T*>(to) + at, 0, size * sizeof(T)); }
 
-  int64_t place(int64_t i) const { return (place_ + i) * buffers_.pitch; }  // of the i-th row
+  int64_t place(int64_t i) const { return (rows_.place + i) * buffers_.pitch; }  // of the i-th row
 
   void start(const void* from, int64_t size, int64_t i, int which) {
     int64_t const b = rows_.rows[i];
@@ -275,11 +275,6 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
 
   RNNKERN_INLINE V gates_x(Row& row, int g, int64_t unit, int n) const {
     return load<V>(row.gates + g * hidden_ + unit, n) + load<V>(buffers_.bias_x + g * hidden_ + unit);
-  }
-  // What is read much later, backward.
-  RNNKERN_INLINE void store_out(T* to, V value, int n) const {
-    if (buffers_.shared) return stream(to, value, n);
-    store(to, value, n);
   }
   RNNKERN_INLINE void keep(Row& row, int k, int64_t unit, int n, V value) const {
     if (save_) store(row.gates + k * hidden_ + unit, value, n);
@@ -324,7 +319,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
       V const c = LstmCell::next_cell(gx, gh, state[1], saved);
       V const kept = zoned(c, state[1], row.zone_c, unit, n);
       store(row.next[1] + unit, kept, n);
-      if (row.cells) store_out(row.cells + unit, kept, n);
+      if (row.cells) store(row.cells + unit, kept, n, buffers_.shared);  // read much later, backward
       store(sums, saved[3]);
       store(sums + V::lanes, c);
     } else {
@@ -372,7 +367,6 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   const ForwardBuffers<T, Panels>& buffers_;
   const Timeline& time_;
   LiveRows rows_;
-  const int64_t place_;  // of the first row
   ForwardRow<T>* row_;
   packed_t<T>* copies_;  // see ForwardBuffers
   T* gates_ = nullptr;

@@ -210,7 +210,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   auto* const d_x = scratch<PackedGemm<T>>(platform, count);
   auto* const d_x_scratch = zeros<ProductScratch<T>>(platform, slots.count);
   auto* const first_product = scratch<int>(platform, count + 1);
-  int64_t listed = 0;  // rows that a worker makes alone
+  int64_t listed = 0;  // rows of a turn, where workers make their own of d_x
   BackwardTurns const turns = BackwardTurns::make<T>(problem);
   int64_t const rows_of_turn = turns.steps * problem.batch;
   first_product[0] = 0;
@@ -224,8 +224,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       new (&buffers[g])
           BackwardBuffers<T>(backward_buffers<Cell, T>(problem, gates ? gates : static_cast<const T*>(groups[g].gates),
                                                        together, rows_of_turn, places.count, platform));
-      buffers[g].shared = slots.workers(plan) > 1 && simd_streams_shared();
-      buffers[g].first.shared = buffers[g].second.shared = shares_panels(plan, slots.workers(plan));
+      set_shared(buffers[g], plan, slots.workers(plan));
     } else {
       if (problem.recompute) {
         new (&again[g]) ForwardBuffers<T>(again[slot]);
@@ -337,8 +336,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
             run_d_x(d_x[g], problem, time[g], turn, groups[g].reverse,
                     groups[g].reverse ? problem.steps - others : others, barrier, worker, workers);
           } else {
-            int64_t* const list = d_x[g].own_rows ? lists + worker * listed : nullptr;
-            d_x[g].rows(0, {list ? team.sweeps[g - first].rows().of_turn(turn, list) : turn.count, 0, list},
+            d_x[g].rows(0, team.rows(g - first, turn, d_x[g].own_rows ? lists + worker * listed : nullptr),
                         d_x[g].c + turn.first * d_x[g].c_stride, worker, workers);
           }
         }

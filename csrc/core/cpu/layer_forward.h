@@ -170,19 +170,17 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
       int64_t const steps = std::min(steps_together, problem.steps - s);
       for (int g = first; g < last; ++g) {
         Turn const turn = turn_of(problem, time[g], groups[g].reverse, s, steps);
-        bool const kept = groups[g].gates != nullptr;
+        auto& sweep = team.sweeps[g - first];
+        RowsOf rows_now = team.rows(g - first, turn, own_rows ? lists + worker * listed : nullptr);
         // Gates that are not kept lie beside each other where a worker makes and reads its own.
-        Share const mine = team.share(g - first);
-        bool const own_gates = own_rows && !kept;
-        int64_t const stride = buffers[g].gates_stride,
-                      row = kept        ? turn.first
-                            : own_gates ? steps_together * mine.before + worker * gap_of(stride)
-                                        : 0;
-        T* const gates = buffers[g].gates + row * stride;
-        int64_t* const list = own_rows ? lists + worker * listed : nullptr;
-        int64_t const rows_now = own_rows ? team.sweeps[g - first].rows().of_turn(turn, list) : turn.count;
-        products[g].rows(turn.first, {rows_now, 0, list, own_gates}, gates, worker, workers);
-        team.sweeps[g - first].set_gates(gates, turn, own_gates);
+        bool const kept = groups[g].gates != nullptr;
+        rows_now.together_in_c = own_rows && !kept;
+        int64_t const stride = buffers[g].gates_stride;
+        T* gates = buffers[g].gates;
+        if (kept) gates += turn.first * stride;
+        if (rows_now.together_in_c) gates += (steps_together * sweep.rows().before + worker * gap_of(stride)) * stride;
+        products[g].rows(turn.first, rows_now, gates, worker, workers);
+        sweep.set_gates(gates, turn, rows_now.together_in_c);
       }
       if (!own_rows) barrier.wait(workers);
       team.run(s, s + steps, [&](int i, int stage) {
@@ -213,8 +211,7 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
       int64_t const stride = buffers[g].gates_stride,
                     rows = turns.steps_together * problem.batch + plan.workers * gap_of(stride);
       if (!kept) buffers[g].gates = scratch<T>(platform, rows * stride);
-      buffers[g].shared = slots.workers(plan) > 1 && simd_streams_shared();
-      buffers[g].first.shared = buffers[g].second.shared = shares_panels(plan, slots.workers(plan));
+      set_shared(buffers[g], plan, slots.workers(plan));
     } else {
       new (&buffers[g]) ForwardBuffers<T>(buffers[slot]);
       buffers[g].set_group(problem, groups[g]);

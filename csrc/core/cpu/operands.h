@@ -91,11 +91,10 @@ RNNKERN_INLINE auto load_packed(const typename Packed<P>::Word* p) {
   else
     return sums_t<P>(*reinterpret_cast<const typename sums_t<P>::InMemory*>(p));
 }
-// `shared`: other workers read it (see stream()).
 template <class P>
 RNNKERN_INLINE void store_packed(P* p, sums_t<P> a, bool shared = false) {
   using V = sums_t<P>;
-  if (shared) return stream(reinterpret_cast<typename V::Scalar*>(p), a, V::lanes);
+  if (shared) return store(reinterpret_cast<typename V::Scalar*>(p), a, V::lanes, shared);
   *reinterpret_cast<typename V::InMemory*>(p) = a.v;
 }
 

@@ -39,7 +39,7 @@ bool simd_multiplies_pairs(Dtype dtype);
 // it is read: not on Zen 4, whose own prefetchers bring it faster alone.
 bool simd_asks_ahead();
 
-// Whether lines that other cores have from before are better written past the caches (see stream()).
+// Whether lines that other cores have from before are better written past the caches (store() in vec.h).
 bool simd_streams_shared();
 
 // Those compiled in, fastest first; those of them that this machine can run; the one in use; and the choice of another

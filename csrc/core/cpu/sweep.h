@@ -123,9 +123,11 @@ bool makes_own_rows(const PackedGemm<T>& product, const Problem& problem, const 
          problem.rows >= workers * problem.input_size;
 }
 
-// Whether workers that run rows of their own share what is packed for them.
-inline bool shares_panels(const Plan& plan, int workers) {
-  return workers > 1 && plan.split == Split::rows && simd_streams_shared();
+// Says what of a group's buffers `workers` share: with rows of their own, all panels, too.
+template <class Buffers>
+void set_shared(Buffers& buffers, const Plan& plan, int workers) {
+  buffers.shared = workers > 1 && simd_streams_shared();
+  buffers.first.shared = buffers.second.shared = buffers.shared && plan.split == Split::rows;
 }
 
 // How the workers divide the time loops of all groups. With Split::units every worker runs all rows of a part of the
@@ -162,6 +164,12 @@ struct Team {
                   to = all * (worker + 1) / workers - g * batch;
     int64_t const begin = std::clamp<int64_t>(from, 0, batch);
     return {time[g].order + begin, std::clamp<int64_t>(to, 0, batch) - begin, begin, begin + worker * places.gap};
+  }
+
+  // A turn's rows for a product: all, or with memory for a list this worker's own.
+  RowsOf rows(int g, const Turn& turn, int64_t* list) const {
+    if (!list) return {turn.count};
+    return {sweeps[g].rows().of_turn(turn, list), 0, list};
   }
 
   // `make(g, share)` builds a group's sweep.

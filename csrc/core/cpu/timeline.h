@@ -46,11 +46,10 @@ struct Share {
   int64_t count, before = 0, place = 0;
 };
 
-// The rows that one worker runs, by falling length, of which a prefix is live at each step.
-struct LiveRows {
-  const Timeline* time = nullptr;
-  const int64_t* rows = nullptr;
-  int64_t count = 0, live = 0;
+// They are in order of falling length: a prefix is live at each step.
+struct LiveRows : Share {
+  const Timeline* time;
+  int64_t live = 0;
 
   int64_t at(int64_t t) {
     while (live > 0 && time->lengths[rows[live - 1]] <= t) --live;

@@ -207,13 +207,14 @@ RNNKERN_INLINE void store(T* p, V a, int n) {
 #endif
 }
 
-// What other cores read next, in lines that they have from before: to write those, a core must first take each of them
-// away (28 ns a line between two third caches of a Zen 4, 6.5 within one, whatever is asked for before), while a whole
-// line that goes to memory needs none (2 ns), and is read from there as fast. Others see it after end_streams().
+// The same of what is `shared`: other cores read it next, and have its lines from before. To write those, a core must
+// first take each of them away (28 ns a line between two third caches of a Zen 4, 6.5 within one, whatever is asked for
+// before), while a whole line that goes to memory needs none (2 ns), and is read from there as fast. Others see it
+// after end_streams().
 template <class V, class T>
-RNNKERN_INLINE void stream(T* p, V a, int n) {
+RNNKERN_INLINE void store(T* p, V a, int n, [[maybe_unused]] bool shared) {
 #if RNNKERN_VECTOR_BYTES == 64
-  if (sizeof(T) * V::lanes == 64 && n >= V::lanes && reinterpret_cast<uintptr_t>(p) % 64 == 0)
+  if (shared && sizeof(T) * V::lanes == 64 && n >= V::lanes && reinterpret_cast<uintptr_t>(p) % 64 == 0)
     return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)a.v);
 #endif
   store(p, a, n);
