@@ -215,13 +215,16 @@ def measure_gpu() -> dict[str, Any]:
 # ---------------------------------------------------------------- floors
 
 
-def floor(problem: Problem, limits: dict[str, Any]) -> float | None:
+def floor(problem: Problem, limits: dict[str, Any], in_turn: bool = False) -> float | None:
     """Seconds that one call takes at least; None where the limits are not known.
 
     Every step of a sweep streams the recurrent weights from where they fit (on a GPU: takes a flag's hop, once they lie
-    on the chip) or multiplies at the peak rate, whichever is longer; a step from the zero state does nothing. The input
-    products and, in training, those for the weights' gradients run at the peak rate. Training has two sweeps. A GPU
-    runs both directions at once.
+    on the chip) and multiplies them at the peak rate; a step from the zero state does nothing. The input products and,
+    in training, those for the weights' gradients run at the peak rate. Training has two sweeps. A GPU runs both
+    directions at once.
+
+    On a CPU products may run while weights stream, so that the longer of both is left; ``in_turn``: they do not, as on
+    a GPU, where each step takes the longer of its own two and the products over all steps come on top.
     """
     if not limits or "missing" in limits or not problem.one_call:
         return None
@@ -234,16 +237,19 @@ def floor(problem: Problem, limits: dict[str, Any]) -> float | None:
     sweeps = directions if "caches" in limits else 1
     together = directions // sweeps
     steps = problem.steps - (problem.mode != "step")
-    seconds = 0.0
+    seconds = streams = products = 0.0
     for k in range(problem.layers):
         inputs = GATES[problem.cell] * problem.hidden * (problem.input_size if k == 0 else directions * width)
         flops = 2 * rows * recurrent * together
         sweep = step_seconds(recurrent * size, flops, rows, together, problem.dtype, limits)
-        per_step = (2 * sweep + flops / peak(problem.dtype, limits)) if training else sweep
-        product = 2 * rows * problem.steps * inputs / peak(problem.dtype, limits)
-        once = max(stream(inputs * size, limits), (3 if training else 1) * product)
-        seconds += sweeps * steps * per_step + directions * once
-    return seconds
+        product = flops / peak(problem.dtype, limits)
+        per_step = (2 * sweep + product) if training else sweep
+        of_inputs = (3 if training else 1) * 2 * rows * problem.steps * inputs / peak(problem.dtype, limits)
+        once = stream(inputs * size, limits)
+        seconds += sweeps * steps * per_step + directions * max(once, of_inputs)
+        streams += directions * (once + (2 if training else 1) * steps * stream(recurrent * size, limits))
+        products += directions * ((3 if training else 1) * steps * product + of_inputs)
+    return seconds if in_turn or "caches" not in limits else max(streams, products)
 
 
 def peak(dtype: str, limits: dict[str, Any]) -> float:

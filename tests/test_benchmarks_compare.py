@@ -196,8 +196,16 @@ def test_a_planted_slowdown_is_caught(tmp_path, monkeypatch, threads):
     ],
 )
 def test_floors_are_those_of_the_weights_read_and_the_products(problem, microseconds):
-    found = 1e6 * floors.floor(problem, LIMITS) / problem.steps
+    found = 1e6 * floors.floor(problem, LIMITS, in_turn=True) / problem.steps
     assert found == pytest.approx(microseconds, rel=0.08)
+
+
+def test_products_beside_streaming_take_the_longer_of_both():
+    one, many = Problem("lstm", 512, 1, 100), Problem("lstm", 512, 64, 100)
+    loop = 100 * floors.stream(4 * 4 * 512 * 512, LIMITS)
+    assert floors.floor(one, LIMITS) == pytest.approx(loop, rel=0.02)
+    assert floors.floor(one, LIMITS, in_turn=True) > 1.3 * loop
+    assert floors.floor(many, LIMITS) == pytest.approx(floors.floor(many, LIMITS, in_turn=True))
 
 
 def test_padding_and_narrow_types_lower_a_floor_and_directions_double_it():
@@ -238,7 +246,8 @@ def test_a_floor_that_was_beaten_says_nothing():
     found = Results.start("test", {})
     found.limits = LIMITS
     least = floors.floor(TINY, LIMITS)
-    for factor, value in ((2.0, 2.0), (0.5, None)):
+    in_turn = floors.floor(TINY, LIMITS, in_turn=True)
+    for factor, value in ((2.0, 2.0 * least / in_turn), (0.5, None)):
         ours = Row(TINY.as_dict(), "rnnkern", "ok", samples=[factor * least] * 3)
         case = goal.Case(TINY, {"rnnkern": [ours]}, committed.Run(found, ["a.json"]))
         assert goal.times_floor(case) == (value if value is None else pytest.approx(value))

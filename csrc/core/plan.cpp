@@ -86,10 +86,9 @@ double weight_bytes(const Problem& p) {
 double floor_us(const Problem& p, int workers) {
   double const slow = weight_bytes(p) / 4 / simd_rows_at_once(p.dtype);  // beside float32's multiply-adds
   double const fewest = p.dtype == Dtype::bfloat16 ? 2 : weight_bytes(p);
-  double const weights = recurrent_work(p) * fewest / workers, steps = double(p.steps) * p.groups;
-  double const loop = std::max(steps * weights / streaming(weights),
-                               2 * slow * p.rows * p.groups * recurrent_work(p) / kFlops / workers);
-  return loop + 2 * slow * p.rows * p.groups * p.gate_size() * p.input_size / kFlops / workers;
+  double const weights = recurrent_work(p) * fewest / workers, input = double(p.gate_size()) * p.input_size;
+  double const streams = double(p.steps) * p.groups * weights / streaming(weights);
+  return std::max(streams, 2 * slow * p.rows * p.groups * (recurrent_work(p) + input) / kFlops / workers);
 }
 
 constexpr double kManyWeights = 0.7e6;    // bytes: more than stay in a second cache beside all else

@@ -20,7 +20,7 @@ struct Plan {
   int workers = 1;
   Split split = Split::none;
   size_t bytes = 0;     // on a GPU: memory beside the results, while it runs; on the CPU simd_bytes() finds it
-  double floor_us = 0;  // what the hardware needs at least: weights streamed once a step, products at peak
+  double floor_us = 0;  // what the hardware needs at least: weights streamed once a step, products at peak beside them
   std::vector<std::pair<std::string, std::string>> rejected;  // the other strategies, and why not
   std::optional<SweepPlan> forward, backward;  // on a GPU whose facts are known; backward where gates are kept
 

@@ -240,6 +240,40 @@ int check_own_rows() {
   return cases;
 }
 
+// A single row, whose gates of x are made beside the steps of the turn before: turns and panels that are whole and not,
+// sums in two parts, pairs of an odd number, steps that multiply nothing, fewer steps than turns.
+int check_beside() {
+  constexpr int64_t kInput[] = {3, 70, 520}, kHidden[] = {96, 129, 100};
+  constexpr SimdRunner kWays[] = {
+      {2, 2, Split::units}, {3, 3, Split::units}, {2, 2, Split::rows}, {3, 2, Split::units}};
+  int cases = 0;
+  for (const CellName& cell : kCellNames) {
+    for (Rows rows : kRows) {
+      Case c;
+      c.seed = static_cast<uint64_t>(++cases);
+      c.dtype = cases % 5 < 3 ? Dtype::float32 : Dtype::bfloat16;
+      Random random(c.seed + 9000);
+      Setting& s = c.setting;
+      s.cell = cell.kind, s.activation = cell.activation;
+      c.directions = 1 + cases % 2;
+      s.reverse = cases % 4 == 2;
+      s.T = 60 + random.below(25), s.B = 1, s.I = kInput[cases % 3], s.H = kHidden[random.below(3)];
+      if (cell.kind == CellKind::rnn) s.H *= 2;
+      if (cell.kind == CellKind::lstm && cases % 3 == 0) {
+        s.P = 90;
+      } else if (s.H == 129 && cases % 2 == 0) {
+        s.heads = 3;
+      }
+      set_options(c, rows, random);
+      if (c.mode == Mode::recompute) c.mode = Mode::save;
+      c.together = true;
+      set_name(c, cell.name, rows);
+      check_same_bits(c, {kWays[0], kWays[1], kWays[cases % 4]});
+    }
+  }
+  return cases;
+}
+
 // Weights that few rows read in 16 bits, and workers who were not granted, so that the others run more rows than that.
 int check_fewer_workers() {
   struct Work {
@@ -294,7 +328,7 @@ int check_long_sequences() {
 int main() {
   int cases = for_each_case(Backend::cpu, 6, [](const Case& c) { check_case(c, 2); });
   cases += check_sizes() + check_long_sums() + check_shared_turns() + check_shared_units() + check_own_rows() +
-           check_fewer_workers() + check_long_sequences();
+           check_beside() + check_fewer_workers() + check_long_sequences();
   std::printf("simd equals its definition, and its own bits, in %d cases\n", cases);
   return 0;
 }

@@ -4,7 +4,7 @@
 #include "../cell/gru.h"
 #include "../cell/lstm.h"
 #include "../cell/rnn.h"
-#include "panels.h"
+#include "beside.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -46,6 +46,7 @@ struct alignas(kLine) ForwardRow {
   C* next[2];              // ... and after it
   Operand* next_operand;   // ... and after the step, or null
   const T* mask;
+  const T* gates_x;  // what `gates` are made of, in their place or elsewhere
   T *gates, *y, *cells;
   const bool *zone_h, *zone_c;
   Operand* middle;
@@ -66,14 +67,16 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
 
  public:
   ForwardSweep(const Cell& cell, const Problem& problem, const Group& group, const ForwardBuffers<T, Panels>& buffers,
-               const Timeline& time, Share const& share, ForwardRow<T>* live, packed_t<T>* copies = nullptr)
+               const Timeline& time, Share const& share, ForwardRow<T>* live, packed_t<T>* copies = nullptr,
+               Beside<T>* beside = nullptr)
       : cell_(cell), hidden_(problem.hidden_size), state_size_(problem.state_size()),
         save_(problem.save && !problem.recompute), projection_(problem.proj_size > 0), group_(group), buffers_(buffers),
-        time_(time), rows_{share, &time}, row_(live), copies_(copies) {}
+        time_(time), rows_{share, &time}, row_(live), copies_(copies), beside_(beside) {}
 
   static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
 
   const LiveRows& rows() const { return rows_; }
+  Beside<T>* beside() const { return beside_; }
 
   // Lives while a product runs.
   auto matrix_unit() const {
@@ -129,7 +132,10 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
         row.next_operand = buffers_.operand[1 - now] + place;
       }
       int64_t const in_turn = own_gates_ ? (t - turn_.first_step) * rows_.count + i : at - turn_.first;
-      row.gates = gates_ + in_turn * buffers_.gates_stride;
+      row.gates = gates_ ? gates_ + in_turn * buffers_.gates_stride : nullptr;
+      row.gates_x = row.gates;
+      if constexpr (can_run_beside<T>)
+        if (beside_) row.gates_x = beside_->row(t - turn_.first_step);
       row.y = static_cast<T*>(group_.y) + at * group_.y_stride;
       row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
       if (buffers_.middle) row.middle = buffers_.middle + place;
@@ -201,10 +207,13 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
       bool const first = &set == &buffers_.first, last = !first || !(projection_ || two_stage_gru);
       int const gates = first ? set.gates : 0;
       auto const ahead = [&](Row& row, int64_t unit) __attribute__((always_inline)) {
-        for (int g = 0; g < gates; ++g) prefetch_lines<kLine>(row.gates + g * hidden_ + unit);
+        for (int g = 0; g < gates && row.gates; ++g) prefetch_lines<kLine>(row.gates + g * hidden_ + unit);
         if (last) prefetch_lines<kLine, 2>(row.y + unit);
         if (is_lstm && first && row.cells && !buffers_.shared) prefetch_lines<kLine, 2>(row.cells + unit);
       };
+      if constexpr (can_run_beside<T>)
+        if (beside_ && live_ == 1 && !range.at_rest && beside_->unfinished())
+          return run_beside(set, range, row_, *beside_, finish, ahead);
       if (set.data) return run_panels(set, range, row_, live_, copies_, finish, ahead);
       if (live_ > 0) run_unpacked(set, range, weight, row_, int(live_), copies_, finish);
     } else {
@@ -229,6 +238,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
       row.next[1] = scratch.unused + place;
     }
     row.gates = gates_ + (at - turn_.first) * buffers_.gates_stride;
+    row.gates_x = row.gates;
     row.y = scratch.unused_y;
     row.middle = scratch.middle + place;
     if (two_stage_gru) row.z = scratch.state[1] + place;
@@ -274,7 +284,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   }
 
   RNNKERN_INLINE V gates_x(Row& row, int g, int64_t unit, int n) const {
-    return load<V>(row.gates + g * hidden_ + unit, n) + load<V>(buffers_.bias_x + g * hidden_ + unit);
+    return load<V>(row.gates_x + g * hidden_ + unit, n) + load<V>(buffers_.bias_x + g * hidden_ + unit);
   }
   RNNKERN_INLINE void keep(Row& row, int k, int64_t unit, int n, V value) const {
     if (save_) store(row.gates + k * hidden_ + unit, value, n);
@@ -369,6 +379,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   LiveRows rows_;
   ForwardRow<T>* row_;
   packed_t<T>* copies_;  // see ForwardBuffers
+  Beside<T>* beside_;    // what is made beside the steps, or null
   T* gates_ = nullptr;
   Turn turn_{};
   bool own_gates_ = false;

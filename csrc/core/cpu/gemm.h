@@ -37,10 +37,11 @@ class PackedGemm {
   bool keep_panels = false;  // B is packed whole, by pack(), and rows() may be called for parts of A
   bool one_pass = false;     // rows() is called once, for all of A: the panels are packed there, and forgotten
   bool own_rows = false;     // each worker calls rows() for other rows, and alone
+  bool in_pieces = false;    // see piece(): panels of few columns
   int gates = 0;  // if not 0: C is so many gates, and each worker makes mostly those of its part of the units
 
   // A few rows: the panels would be used once.
-  bool unpacked() const { return keep_panels && m <= kUnpackedRows && b.transposed; }
+  bool unpacked() const { return keep_panels && !in_pieces && m <= kUnpackedRows && b.transposed; }
   bool across() const { return can_lie_across<P, T> && unpacked() && lie_across<P>(m); }
   // Panels that all rows pass by at once need not leave the second cache, if there are some for each worker.
   void use_one_pass(int workers) {
@@ -97,6 +98,21 @@ class PackedGemm {
       multiply_block(whole_block(k_0), first, some, out, add, worker, own_rows ? 0 : worker, own_rows ? 1 : workers);
   }
 
+  // Panel `i` of the block of k from `k_0` on, for who multiplies it himself.
+  struct Piece {
+    const P* panel;
+    int64_t depth, column;
+    int columns;
+    bool add;
+  };
+  static constexpr int kPieceColumns = 2;
+  int most_columns() const { return in_pieces ? kPieceColumns : kColumns; }
+  int64_t panel_count() const { return (vectors() + most_columns() - 1) / most_columns(); }
+  Piece piece(int64_t i, int64_t k_0) const {
+    Block const block = whole_block(k_0);
+    return {panel_at(i, block), block.depth, column_at(i), panel_columns(i), !block.begins};
+  }
+
  private:
   // Some of k: where they begin in A, B and `panels`.
   struct Block {
@@ -145,7 +161,6 @@ class PackedGemm {
   int64_t vectors() const { return (n + V::lanes - 1) / V::lanes; }
   int64_t width() const { return vectors() * V::lanes; }
   static constexpr int64_t near_width() { return kNear * kColumns * V::lanes; }
-  int64_t panel_count() const { return (vectors() + kColumns - 1) / kColumns; }
   // Whether workers multiply panels that others packed.
   bool shares_panels(int workers) const { return workers > 1 && (own_rows || !keep_panels) && simd_streams_shared(); }
   // The i-th panel to be dealt out: those of the same units follow each other, where each gate has as many and B is not

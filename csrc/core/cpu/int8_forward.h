@@ -147,7 +147,7 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
   auto* const rows = scratch<ForwardRow<float>>(platform, lives);
   auto* const bytes = scratch<uint8_t>(platform, lives * pitch);
   for (int64_t i = 0; i < lives; ++i) rows[i].bytes = bytes + i * pitch;
-  run_forward(cell, problem, groups, count, plan, platform, places, turns.steps_together, buffers, products, rows);
+  run_forward(cell, problem, groups, count, plan, platform, places, turns, buffers, products, rows);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -12,12 +12,31 @@ namespace rnnkern::RNNKERN_ISA {
 constexpr int64_t kGatesTogether = int64_t(1) << 18;  // elements of gates_x, or
 constexpr int64_t kRowsTogether = 256;                // rows, if that is more: each turn reads all of w_ih
 
+// Whether the input product is made beside the steps: where a single row's weights come from beyond the first cache,
+// and those of the product not from memory, for each turn reads them all.
+template <class T>
+bool gains_beside(const Problem& problem, const Plan& plan) {
+  if constexpr (!can_run_beside<T>) return false;
+  constexpr int64_t kFewestTurns = 4, kMostBytes = 1 << 24, weight = sizeof(T);
+  int64_t const gates = problem.gate_size(), recurrent = gates * problem.head_size() * weight,
+                all = recurrent + gates * problem.input_size * weight;
+  bool const in_one = sizeof(T) == sizeof(compute_t<T>) || problem.input_size <= PackedGemm<T>::kDepth;
+  return problem.batch == 1 && problem.steps >= kFewestTurns * kBesideSteps && in_one &&
+         recurrent > kFirstCacheBytes * plan.workers && all < kMostBytes &&
+         (plan.split != Split::none || plan.workers == 1);
+}
+
 struct ForwardTurns {
   int64_t rows_together, steps_together;
+  bool beside;  // each turn's input product is made beside the steps of the turn before
 
-  ForwardTurns(const Problem& problem, int groups, const Plan& plan) {
+  ForwardTurns(const Problem& problem, int groups, const Plan& plan, bool beside = false) : beside(beside) {
     int64_t const batch = problem.batch, sharing = plan.split == Split::rows ? plan.workers : 1;
     rows_together = std::max<int64_t>(1, std::min(batch, (batch * groups + sharing - 1) / sharing));
+    if (beside) {
+      steps_together = kBesideSteps;
+      return;
+    }
     int64_t const most = std::max(kGatesTogether, kRowsTogether * problem.gate_size());
     int64_t const turns = (problem.steps * batch * problem.gate_size() - 1) / most + 1;
     steps_together = (problem.steps + turns - 1) / turns;
@@ -66,18 +85,22 @@ constexpr int64_t kFewRowsInAll = 8;
 // The same with the panels of the group's weights.
 template <class Cell, class T>
 ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T* gates, int64_t rows_together,
-                                  const Places* places, Platform& platform) {
+                                  const Places* places, Platform& platform, bool beside = false) {
   using P = packed_t<T>;
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
   bool const packed = !places || (problem.steps == 1 ? problem.batch > kUnpackedRows : problem.rows > kFewRowsInAll);
-  buffers.first = PanelSet<P>::template make<T>(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
-                                                projection ? problem.proj_size : head, rows_together, packed);
+  int const most_columns = beside ? kColumnsBeside : kMaxColumns;
+  buffers.first =
+      PanelSet<P>::template make<T>(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
+                                    projection ? problem.proj_size : head, rows_together, packed, most_columns);
   if (two_stage_gru)
-    buffers.second = PanelSet<P>::template make<T>(platform, hidden, problem.heads, 1, head, rows_together, packed);
+    buffers.second =
+        PanelSet<P>::template make<T>(platform, hidden, problem.heads, 1, head, rows_together, packed, most_columns);
   if (projection)
-    buffers.second = PanelSet<P>::template make<T>(platform, problem.proj_size, 1, 1, hidden, rows_together, packed);
+    buffers.second =
+        PanelSet<P>::template make<T>(platform, problem.proj_size, 1, 1, hidden, rows_together, packed, most_columns);
   if (packed) {
     buffers.copied = copied_elements(buffers, std::max(problem.batch, rows_together));
   } else if (can_lie_across<P, T> && lie_across<P>(problem.batch)) {
@@ -129,20 +152,28 @@ void pack_forward(const Problem& problem, const Group& group, const ForwardBuffe
 // The phases: `buffers` and `products`, the input products, are each group's; `rows` [workers][groups][B].
 template <class Cell, class T, class Panels, class Product>
 void run_forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
-                 CpuPlatform& platform, Places const& places, int64_t steps_together,
+                 CpuPlatform& platform, Places const& places, ForwardTurns const& turns,
                  const ForwardBuffers<T, Panels>* buffers, const Product* products, ForwardRow<T>* rows) {
   using Sweep = ForwardSweep<Cell, T, Panels>;
-  int64_t const batch = problem.batch;
+  int64_t const batch = problem.batch, steps_together = turns.steps_together;
   Timeline* const time = scratch<Timeline>(platform, count);
   make_timelines(problem, groups, count, time, platform);
   auto* const row_storage = scratch<int64_t>(platform, count * batch * plan.workers);
   auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
   int64_t const a_worker = buffers[0].copied;
   auto* const copies = a_worker > 0 ? scratch<packed_t<T>>(platform, plan.workers * a_worker) : nullptr;
-  bool const own_rows = products[0].own_rows;
+  bool const own_rows = products[0].own_rows, alone = own_rows || turns.beside;
   int64_t const listed = own_rows ? steps_together * batch : 0;
   auto* const lists = scratch<int64_t>(platform, plan.workers * listed);
   Slots const slots(plan, count);
+  int64_t const stride_beside = scratch_gates_stride(problem),
+                a_beside = (2 * kBesideSteps + gap_of(stride_beside)) * stride_beside;
+  int64_t const count_beside = turns.beside ? slots.count * (plan.split == Split::units ? plan.workers : 1) : 0;
+  auto* const besides = scratch<Beside<T>>(platform, count_beside);
+  auto* const gates_beside = scratch<T>(platform, count_beside * a_beside);
+  auto const turn_from = [&](int g, int64_t s) {
+    return turn_of(problem, time[g], groups[g].reverse, s, std::min(steps_together, problem.steps - s));
+  };
   slots.run(count, plan, platform, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
     int const last = first + n, base = worker * count;
     for (int g = first; g < last; ++g) {
@@ -161,32 +192,53 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
                            row_storage + (base + first) * batch};
     team.begin([&](int i, Share const& share) {
       int const g = first + i;
+      Beside<T>* beside = nullptr;
+      if constexpr (can_run_beside<T> && std::is_same_v<Product, PackedGemm<T>>)
+        if (turns.beside && share.count > 0) {
+          int64_t const at = (plan.split == Split::units ? worker * slots.count : 0) + slots.slot(g);
+          beside = new (&besides[at]) Beside<T>(products[g], problem.hidden_size, team.units(buffers[g]),
+                                                gates_beside + at * a_beside, stride_beside);
+        }
       return Sweep(cell, problem, groups[g], buffers[g], time[g], share, rows + (base + g) * batch,
-                   copies ? copies + place * a_worker : nullptr);
+                   copies ? copies + place * a_worker : nullptr, beside);
     });
     end_streams();
     barrier.wait(workers);
+    auto const each_beside = [&](auto f) {
+      if constexpr (can_run_beside<T>)
+        for (int i = 0; i < n; ++i)
+          if (Beside<T>* const beside = team.sweeps[i].beside()) f(*beside, first + i);
+    };
+    each_beside([&](auto& beside, int g) {
+      beside.begin(turn_from(g, 0));
+      beside.finish();
+    });
     for (int64_t s = 0; s < problem.steps; s += steps_together) {
-      int64_t const steps = std::min(steps_together, problem.steps - s);
+      int64_t const next = std::min(s + steps_together, problem.steps);
       for (int g = first; g < last; ++g) {
-        Turn const turn = turn_of(problem, time[g], groups[g].reverse, s, steps);
+        Turn const turn = turn_from(g, s);
         auto& sweep = team.sweeps[g - first];
-        RowsOf rows_now = team.rows(g - first, turn, own_rows ? lists + worker * listed : nullptr);
         // Gates that are not kept lie beside each other where a worker makes and reads its own.
-        bool const kept = groups[g].gates != nullptr;
-        rows_now.together_in_c = own_rows && !kept;
+        bool const kept = groups[g].gates != nullptr, together = own_rows && !kept;
         int64_t const stride = buffers[g].gates_stride;
         T* gates = buffers[g].gates;
         if (kept) gates += turn.first * stride;
-        if (rows_now.together_in_c) gates += (steps_together * sweep.rows().before + worker * gap_of(stride)) * stride;
+        if (together) gates += (steps_together * sweep.rows().before + worker * gap_of(stride)) * stride;
+        sweep.set_gates(gates, turn, together);
+        if (turns.beside) continue;
+        RowsOf rows_now = team.rows(g - first, turn, own_rows ? lists + worker * listed : nullptr);
+        rows_now.together_in_c = together;
         products[g].rows(turn.first, rows_now, gates, worker, workers);
-        sweep.set_gates(gates, turn, rows_now.together_in_c);
       }
-      if (!own_rows) barrier.wait(workers);
-      team.run(s, s + steps, [&](int i, int stage) {
+      each_beside([&](auto& beside, int g) {
+        if (next < problem.steps) beside.begin(turn_from(g, next));
+      });
+      if (!alone) barrier.wait(workers);
+      team.run(s, next, [&](int i, int stage) {
         return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
       });
-      if (!own_rows) barrier.wait(workers);
+      each_beside([](auto& beside, int) { beside.finish(); });
+      if (!alone) barrier.wait(workers);
     }
     for (int i = 0; i < n; ++i) team.sweeps[i].end(team.first(), team.stride());
     end_streams();
@@ -196,7 +248,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
 template <class Cell, class T>
 void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
              CpuPlatform& platform) {
-  ForwardTurns const turns(problem, count, plan);
+  ForwardTurns const turns(problem, count, plan, gains_beside<T>(problem, plan));
   Places const places(problem, plan, Vec<compute_t<T>>::lanes);
   Slots const slots(plan, count);
   auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
@@ -206,11 +258,11 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     T* const kept = static_cast<T*>(groups[g].gates);
     int const slot = slots.slot(g);
     if (slot == g) {
-      new (&buffers[g])
-          ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, &places, platform));
+      new (&buffers[g]) ForwardBuffers<T>(
+          forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, &places, platform, turns.beside));
       int64_t const stride = buffers[g].gates_stride,
                     rows = turns.steps_together * problem.batch + plan.workers * gap_of(stride);
-      if (!kept) buffers[g].gates = scratch<T>(platform, rows * stride);
+      if (!kept && !turns.beside) buffers[g].gates = scratch<T>(platform, rows * stride);
       set_shared(buffers[g], plan, slots.workers(plan));
     } else {
       new (&buffers[g]) ForwardBuffers<T>(buffers[slot]);
@@ -220,12 +272,13 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     products[g].keep_panels = true;
     if (plan.split == Split::units) products[g].gates = Cell::gates;
     products[g].m = std::min(problem.rows, turns.steps_together * problem.batch);
-    products[g].own_rows = makes_own_rows(products[g], problem, plan, slots.workers(plan));
+    products[g].in_pieces = turns.beside;
+    products[g].own_rows = !turns.beside && makes_own_rows(products[g], problem, plan, slots.workers(plan));
     if (!products[g].own_rows && turns.steps_together == problem.steps) products[g].use_one_pass(slots.workers(plan));
     if (slot == g) product_scratch[g] = ProductScratch<T>::make(&products[g], 1, slots.workers(plan), platform);
     product_scratch[slot].give(products[g]);
   }
-  run_forward(cell, problem, groups, count, plan, platform, places, turns.steps_together, buffers, products,
+  run_forward(cell, problem, groups, count, plan, platform, places, turns, buffers, products,
               scratch<ForwardRow<T>>(platform, count * problem.batch * plan.workers));
 }
 

@@ -44,12 +44,12 @@ struct PanelSet {
   // of the sums, and wait for weights that come from beyond the first cache.
   template <class T>
   static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows,
-                       bool packed = true) {
+                       bool packed = true, int most_columns = kMaxColumns) {
     PanelSet set;
     set.gates = gates, set.units = units, set.heads = heads, set.depth = depth;
     set.unit_rows = int(std::clamp<int64_t>(rows, 1, kUnitRows));
     bool const few = rows <= kFewRows;
-    int const columns = few ? kMaxColumns : kMaxColumns / 2;
+    int const columns = std::min(few ? kMaxColumns : kMaxColumns / 2, most_columns);
     int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
                   most = std::max(1, columns / gates), a_head = (blocks + most - 1) / most;
     // All gates of the last few units often fit fewer vectors: of 16 lanes, H 129 takes 33 for an LSTM, and not 36. One
@@ -175,6 +175,11 @@ struct PanelRange {
 
   int count() const { return last - first; }
   int operator[](int i) const { return backwards ? last - 1 - i : first + i; }
+};
+
+// Units [begin, end) of a group.
+struct Units {
+  int64_t begin, end;
 };
 
 // Sums of one block of units of one row, [gates][lanes], for the cell to finish; what lies beyond its units is

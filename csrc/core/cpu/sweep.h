@@ -166,6 +166,22 @@ struct Team {
     return {time[g].order + begin, std::clamp<int64_t>(to, 0, batch) - begin, begin, begin + worker * places.gap};
   }
 
+  // The units whose gates this worker makes, if it runs rows, in all stages.
+  template <class Buffers>
+  Units units(const Buffers& buffers) const {
+    if (!shares_units()) return {0, problem.hidden_size};
+    Units all{problem.hidden_size, 0};
+    for (auto const* set : {&buffers.first, &buffers.second}) {
+      if (set->gates == 0 || set->units != problem.hidden_size) continue;
+      Part const mine(set->count, worker, workers);
+      if (mine.begin == mine.end) continue;
+      Panel const& last = set->panels[mine.end - 1];
+      all.begin = std::min(all.begin, set->panels[mine.begin].unit);
+      all.end = std::max(all.end, last.unit + last.units);
+    }
+    return all;
+  }
+
   // A turn's rows for a product: all, or with memory for a list this worker's own.
   RowsOf rows(int g, const Turn& turn, int64_t* list) const {
     if (!list) return {turn.count};
