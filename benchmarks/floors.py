@@ -223,8 +223,8 @@ def floor(problem: Problem, limits: dict[str, Any], in_turn: bool = False) -> fl
     in training, those for the weights' gradients run at the peak rate. Training has two sweeps. A GPU runs both
     directions at once.
 
-    On a CPU products may run while weights stream, so that the longer of both is left; ``in_turn``: they do not, as on
-    a GPU, where each step takes the longer of its own two and the products over all steps come on top.
+    On a CPU products may run while weights stream, so that the longer of both is left; ``in_turn``: at least if they
+    do not, as on a GPU, where each step takes the longer of its own two and the products over all steps come on top.
     """
     if not limits or "missing" in limits or not problem.one_call:
         return None

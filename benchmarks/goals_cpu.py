@@ -53,7 +53,8 @@ def one_thread(**bounds):
 
 CPU = [
     Goal(f"{BATCH_1}, H ≤ 64", "≥ 1.5× better peer", one_thread(hidden=(1, 64)), better, least=1.5),
-    Goal(f"{BATCH_1}, H ≥ 128", "≤ 1.15× floor", one_thread(hidden=(128, ANY)), times_floor, most=1.15),
+    Goal(f"{BATCH_1}, H ≥ 128", "≤ 1.15× floor (products in turn)", one_thread(hidden=(128, ANY)), times_floor,
+         most=1.15),
     Goal(f"{BATCH_1}, H ≥ 128", "≥ 1.0× better peer", one_thread(hidden=(128, ANY)), better, least=1.0),
     Goal(f"{BATCH_1}, LSTM H ≥ 256", "≥ 1.2× better peer", one_thread(hidden=(256, ANY), cells=["lstm"]), better,
          least=1.2),

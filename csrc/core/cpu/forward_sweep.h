@@ -16,7 +16,7 @@ struct ForwardBuffers {
   const T *w_first = nullptr, *w_second = nullptr;
   Panels first, second;                    // second: the projection, or gru_v1's candidate
   C *bias_x = nullptr, *bias_h = nullptr;  // [G][H], with room for a vector beyond; bias_h only where the cell splits
-  T* gates = nullptr;                      // [rows][gates_stride]: gates_x, overwritten by what the cell saves
+  T* gates = nullptr;  // [rows][gates_stride]: gates_x, overwritten by what the cell saves; null: nowhere
   int64_t gates_stride = 0;
   int64_t pitch = 0;
   C* state[2][2] = {};        // [h, c][parity of the row's own step count][place][pitch]
@@ -202,8 +202,8 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   template <class Finish>
   RNNKERN_INLINE void run_stage(const Panels& set, const T* weight, PanelRange range, Finish finish) {
     if constexpr (unquantized) {
-      // The gates of x come from beyond the second cache, and results go there. GCC drops calls of what only prefetches
-      // if it need not inline.
+      // The gates of x come from beyond the second cache, if they are not made beside, and results go there. GCC drops
+      // calls of what only prefetches if it need not inline.
       bool const first = &set == &buffers_.first, last = !first || !(projection_ || two_stage_gru);
       int const gates = first ? set.gates : 0;
       auto const ahead = [&](Row& row, int64_t unit) __attribute__((always_inline)) {

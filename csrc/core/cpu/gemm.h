@@ -106,8 +106,9 @@ class PackedGemm {
     bool add;
   };
   static constexpr int kPieceColumns = 2;
-  int most_columns() const { return in_pieces ? kPieceColumns : kColumns; }
-  int64_t panel_count() const { return (vectors() + most_columns() - 1) / most_columns(); }
+  int64_t panel_count() const {  // divided by constants
+    return in_pieces ? (vectors() + kPieceColumns - 1) / kPieceColumns : (vectors() + kColumns - 1) / kColumns;
+  }
   Piece piece(int64_t i, int64_t k_0) const {
     Block const block = whole_block(k_0);
     return {panel_at(i, block), block.depth, column_at(i), panel_columns(i), !block.begins};
@@ -186,16 +187,18 @@ class PackedGemm {
     }
     if (!a.transposed || panels_alone) return;
     RowsOf const rows = copied_rows(worker, workers);
-    int64_t const first = rows.begin, last = first + rows.count;
     if (deals_copies(workers)) worker = 0, workers = 1;  // each copies all of k of its rows
-    if constexpr (kUnit) return pack_groups(block, Part(unit_blocks<P>(block.depth), worker, workers), first, last);
+    const T* const from = a.data + block.a * a.stride;
+    if constexpr (kUnit)
+      return pack_steps_for_unit(from, a.stride, Part(steps / kUnitPairs, worker, workers), rows, m, block.depth,
+                                 copies);
     Part const part(steps, worker, workers);  // in the order of memory: a strip's own rows lie far apart
     for (int64_t step = part.begin; step < part.end; ++step)
-      for (int64_t r = first; r < last; r += V::lanes) {
+      for (int64_t r = rows.begin; r < rows.begin + rows.count; r += V::lanes) {
         P* const out = copy_at(r) + step * V::lanes;
         prefetch_lines<kLine, 2>(out + 4 * V::lanes);
-        store_packed(out, load_columns<P, T>([&](int64_t i) { return a.data + (block.a + i) * a.stride + r; }, step,
-                                             block.depth, int(std::min<int64_t>(V::lanes, m - r))));
+        store_packed(out, load_columns<P, T>([&](int64_t i) { return from + i * a.stride + r; }, step, block.depth,
+                                             int(std::min<int64_t>(V::lanes, m - r))));
       }
   }
 
@@ -214,21 +217,6 @@ class PackedGemm {
                          shared);
           }
       }
-  }
-
-  // A block of k of rows [first, last) at a time.
-  void pack_groups(Block const& block, Part blocks, int64_t first, int64_t last) const {
-    for (int64_t i = blocks.begin; i < blocks.end; ++i) {
-      for (int64_t r = first; r < last; r += kUnitRows) {
-        auto const row = [&](int64_t step) { return a.data + (block.a + step) * a.stride + r; };
-        int const count = int(std::min<int64_t>(kUnitRows, m - r));
-        V steps[V::lanes];
-        for (int s = 0; s < V::lanes; ++s) steps[s] = load_columns<P, T>(row, i * kUnitPairs + s, block.depth, count);
-        transpose(steps, std::make_index_sequence<V::lanes>{});
-        P* const out = copies + r / kUnitRows * unit_pitch<P>(block.depth) + i * kUnitElements;
-        for (int s = 0; s < V::lanes; ++s) store_packed(out + s * kUnitPairs, steps[s]);
-      }
-    }
   }
 
   // Tasks (some panels, strip of rows, panel) are dealt out, the same to the same worker for each block of k.

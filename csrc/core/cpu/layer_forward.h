@@ -13,16 +13,21 @@ constexpr int64_t kGatesTogether = int64_t(1) << 18;  // elements of gates_x, or
 constexpr int64_t kRowsTogether = 256;                // rows, if that is more: each turn reads all of w_ih
 
 // Whether the input product is made beside the steps: where a single row's weights come from beyond the first cache,
-// and those of the product not from memory, for each turn reads them all.
+// and those of all that run at the same time not from memory, for each turn reads them all.
 template <class T>
-bool gains_beside(const Problem& problem, const Plan& plan) {
+bool gains_beside(const Problem& problem, const Plan& plan, Slots const& slots) {
   if constexpr (!can_run_beside<T>) return false;
   constexpr int64_t kFewestTurns = 4, kMostBytes = 1 << 24, weight = sizeof(T);
-  int64_t const gates = problem.gate_size(), recurrent = gates * problem.head_size() * weight,
-                all = recurrent + gates * problem.input_size * weight;
-  bool const in_one = sizeof(T) == sizeof(compute_t<T>) || problem.input_size <= PackedGemm<T>::kDepth;
-  return problem.batch == 1 && problem.steps >= kFewestTurns * kBesideSteps && in_one &&
-         recurrent > kFirstCacheBytes * plan.workers && all < kMostBytes &&
+  // Else the same rows might be read as they lie, in another order of the sums, with another number of workers.
+  static_assert(kFewestTurns * kBesideRows > kUnpackedRows);
+  int64_t const gates = problem.gate_size(), in = problem.input_size,
+                recurrent = gates * problem.state_size() / problem.heads + problem.proj_size * problem.hidden_size;
+  int const sharing = plan.split == Split::units ? plan.workers : 1;
+  // What 16 bits hold is not a part of a sum; a tile has at least a step.
+  bool const in_one = sizeof(T) == sizeof(compute_t<T>) || in <= PackedGemm<T>::kDepth;
+  return problem.batch == 1 && problem.steps >= kFewestTurns * kBesideRows && in_one &&
+         in >= Packed<packed_t<T>>::together && recurrent * weight > kFirstCacheBytes * sharing &&
+         slots.count * (recurrent + gates * in) * weight <= kMostBytes &&
          (plan.split != Split::none || plan.workers == 1);
 }
 
@@ -34,7 +39,7 @@ struct ForwardTurns {
     int64_t const batch = problem.batch, sharing = plan.split == Split::rows ? plan.workers : 1;
     rows_together = std::max<int64_t>(1, std::min(batch, (batch * groups + sharing - 1) / sharing));
     if (beside) {
-      steps_together = kBesideSteps;
+      steps_together = kBesideRows;
       return;
     }
     int64_t const most = std::max(kGatesTogether, kRowsTogether * problem.gate_size());
@@ -91,7 +96,7 @@ ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T*
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
   bool const packed = !places || (problem.steps == 1 ? problem.batch > kUnpackedRows : problem.rows > kFewRowsInAll);
-  int const most_columns = beside ? kColumnsBeside : kMaxColumns;
+  int const most_columns = beside ? kPanelColumnsBeside : kMaxColumns;
   buffers.first =
       PanelSet<P>::template make<T>(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
                                     projection ? problem.proj_size : head, rows_together, packed, most_columns);
@@ -167,7 +172,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
   auto* const lists = scratch<int64_t>(platform, plan.workers * listed);
   Slots const slots(plan, count);
   int64_t const stride_beside = scratch_gates_stride(problem),
-                a_beside = (2 * kBesideSteps + gap_of(stride_beside)) * stride_beside;
+                a_beside = (2 * kBesideRows + gap_of(stride_beside)) * stride_beside;
   int64_t const count_beside = turns.beside ? slots.count * (plan.split == Split::units ? plan.workers : 1) : 0;
   auto* const besides = scratch<Beside<T>>(platform, count_beside);
   auto* const gates_beside = scratch<T>(platform, count_beside * a_beside);
@@ -248,9 +253,9 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
 template <class Cell, class T>
 void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
              CpuPlatform& platform) {
-  ForwardTurns const turns(problem, count, plan, gains_beside<T>(problem, plan));
-  Places const places(problem, plan, Vec<compute_t<T>>::lanes);
   Slots const slots(plan, count);
+  ForwardTurns const turns(problem, count, plan, gains_beside<T>(problem, plan, slots));
+  Places const places(problem, plan, Vec<compute_t<T>>::lanes);
   auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
   auto* const products = scratch<PackedGemm<T>>(platform, count);
   auto* const product_scratch = scratch<ProductScratch<T>>(platform, slots.count);

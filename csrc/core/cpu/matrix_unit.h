@@ -4,7 +4,7 @@
 // are copied, 16 rows side by side. A sum is made of 32 steps at a time, in the same order for any number of rows.
 #pragma once
 
-#include "operands.h"
+#include "product.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -94,6 +94,23 @@ void pack_for_unit(Row row, int64_t count, int group, int64_t depth, Pair* out) 
         store_packed(to + k * kUnitElements, there ? load_steps<Pair>(from, k * kUnitPairs, depth) : Vec<float>(0.0f));
     }
   }
+}
+
+// The same of some of `all` rows whose steps lie `stride` apart, step 0 of row 0 at `from`: some blocks of k, of groups
+// of kUnitRows.
+inline void pack_steps_for_unit(const BFloat16* from, int64_t stride, Part blocks, RowsOf const& some, int64_t all,
+                                int64_t depth, Pair* out) {
+  for (int64_t i = blocks.begin; i < blocks.end; ++i)
+    for (int64_t r = some.begin; r < some.begin + some.count; r += kUnitRows) {
+      auto const row = [&](int64_t step) { return from + step * stride + r; };
+      int const count = int(std::min<int64_t>(kUnitRows, all - r));
+      Vec<float> steps[kUnitRows];
+      for (int s = 0; s < kUnitRows; ++s)
+        steps[s] = load_columns<Pair, BFloat16>(row, i * kUnitPairs + s, depth, count);
+      transpose(steps, std::make_index_sequence<kUnitRows>{});
+      Pair* const to = out + r / kUnitRows * unit_pitch<Pair>(depth) + i * kUnitElements;
+      for (int s = 0; s < kUnitRows; ++s) store_packed(to + s * kUnitPairs, steps[s]);
+    }
 }
 
 // Sums of GROUPS groups of `group` rows by COLS vectors of columns. The weights' steps, and the sums' rows, lie `width`

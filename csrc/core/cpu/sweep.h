@@ -166,7 +166,7 @@ struct Team {
     return {time[g].order + begin, std::clamp<int64_t>(to, 0, batch) - begin, begin, begin + worker * places.gap};
   }
 
-  // The units whose gates this worker makes, if it runs rows, in all stages.
+  // From the first to the last unit of which this worker, if it runs rows, makes gates in any stage.
   template <class Buffers>
   Units units(const Buffers& buffers) const {
     if (!shares_units()) return {0, problem.hidden_size};
