@@ -243,7 +243,7 @@ int check_own_rows() {
 // A single row, whose gates of x are made beside the steps of the turn before: turns and panels that are whole and not,
 // sums in two parts, pairs of an odd number, steps that multiply nothing, fewer steps than turns.
 int check_beside() {
-  constexpr int64_t kInput[] = {0, 1, 3, 70, 520}, kHidden[] = {96, 100, 129};
+  constexpr int64_t kInput[] = {0, 33, 64, 71, 520}, kHidden[] = {96, 132, 150};
   constexpr SimdRunner kWays[] = {
       {2, 2, Split::units}, {3, 3, Split::units}, {3, 2, Split::units}, {2, 2, Split::rows}, {3, 3, Split::rows}};
   int cases = 0;
@@ -262,7 +262,7 @@ int check_beside() {
         if (cell.kind == CellKind::rnn) s.H *= 2;
         if (cell.kind == CellKind::lstm && random.one_in(2)) {
           s.P = 90;
-        } else if (s.H == 129 && random.one_in(2)) {
+        } else if (s.H != 96 && random.one_in(2)) {
           s.heads = 3;
         }
         Rows const rows = kRows[random.below(std::size(kRows))];

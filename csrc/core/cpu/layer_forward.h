@@ -13,21 +13,22 @@ constexpr int64_t kGatesTogether = int64_t(1) << 18;  // elements of gates_x, or
 constexpr int64_t kRowsTogether = 256;                // rows, if that is more: each turn reads all of w_ih
 
 // Whether the input product is made beside the steps: where a single row's weights come from beyond the first cache,
-// and those of all that run at the same time not from memory, for each turn reads them all.
+// and those of all that run at the same time not from memory, for each turn reads them all; and where neither product
+// is a small part of the other.
 template <class T>
 bool gains_beside(const Problem& problem, const Plan& plan, Slots const& slots) {
   if constexpr (!can_run_beside<T>) return false;
   constexpr int64_t kFewestTurns = 4, kMostBytes = 1 << 24, weight = sizeof(T);
   // Else the same rows might be read as they lie, in another order of the sums, with another number of workers.
   static_assert(kFewestTurns * kBesideRows > kUnpackedRows);
-  int64_t const gates = problem.gate_size(), in = problem.input_size,
+  int64_t const gates = problem.gate_size(), in = problem.input_size, input = gates * in,
                 recurrent = gates * problem.state_size() / problem.heads + problem.proj_size * problem.hidden_size;
   int const sharing = plan.split == Split::units ? plan.workers : 1;
   // What 16 bits hold is not a part of a sum; a tile has at least a step.
   bool const in_one = sizeof(T) == sizeof(compute_t<T>) || in <= PackedGemm<T>::kDepth;
   return problem.batch == 1 && problem.steps >= kFewestTurns * kBesideRows && in_one &&
-         in >= Packed<packed_t<T>>::together && recurrent * weight > kFirstCacheBytes * sharing &&
-         slots.count * (recurrent + gates * in) * weight <= kMostBytes &&
+         in >= Packed<packed_t<T>>::together && recurrent <= 4 * input && input <= 4 * recurrent &&
+         recurrent * weight > kFirstCacheBytes * sharing && slots.count * (recurrent + input) * weight < kMostBytes &&
          (plan.split != Split::none || plan.workers == 1);
 }
 
