@@ -163,7 +163,7 @@ class alignas(kLine) Beside {
         int const count = int(std::min<int64_t>(V::lanes, n - column));
         T* const to = out_ + r * stride_ + column;
         V const sum = load<V>(sums);
-        store(to, piece_.add ? load<V>(to, count) + sum : sum, count);
+        store(to, k_ > 0 ? load<V>(to, count) + sum : sum, count);
       }
   }
 
@@ -173,9 +173,9 @@ class alignas(kLine) Beside {
   T *made_, *out_;
   const T *a_ = nullptr, *x_ = nullptr;
   int rows_ = 0;
-  int64_t k_ = 0, panel_ = 0;  // what comes after the tile that has been begun
+  int64_t k_ = 0, panel_ = 0;  // the part of the sums, and the panel after the tile that is begun
   typename PackedGemm<T>::Piece piece_{};
-  int64_t left_ = 0;  // steps of it
+  int64_t left_ = 0;  // steps of the tile
   alignas(kLine) float sums_[kBesideRows][kColumns][V::lanes];
 };
 

@@ -103,7 +103,6 @@ class PackedGemm {
     const P* panel;
     int64_t depth, column;
     int columns;
-    bool add;
   };
   static constexpr int kPieceColumns = 2;
   int64_t panel_count() const {  // divided by constants
@@ -111,7 +110,7 @@ class PackedGemm {
   }
   Piece piece(int64_t i, int64_t k_0) const {
     Block const block = whole_block(k_0);
-    return {panel_at(i, block), block.depth, column_at(i), panel_columns(i), !block.begins};
+    return {panel_at(i, block), block.depth, column_at(i), panel_columns(i)};
   }
 
  private:
