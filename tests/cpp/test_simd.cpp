@@ -241,10 +241,10 @@ int check_own_rows() {
 }
 
 // A single row, whose gates of x are made beside the steps of the turn before: turns and panels that are whole and not,
-// sums in two parts, pairs of an odd number, steps that multiply nothing, fewer steps than turns.
+// sums in two parts, pairs of an odd number, steps that multiply nothing; and inputs of none, whose product is not.
 int check_beside() {
   constexpr int64_t kInput[] = {0, 33, 64, 71, 520}, kHidden[] = {96, 132, 150};
-  constexpr SimdRunner kWays[] = {
+  constexpr SimdRunner kRunners[] = {
       {2, 2, Split::units}, {3, 3, Split::units}, {3, 2, Split::units}, {2, 2, Split::rows}, {3, 3, Split::rows}};
   int cases = 0;
   for (const CellName& cell : kCellNames) {
@@ -269,7 +269,7 @@ int check_beside() {
         set_options(c, rows, random);
         c.together = true;
         set_name(c, cell.name, rows);
-        check_same_bits(c, {kWays[0], kWays[1 + cases % 2], kWays[3 + cases % 2]});
+        check_same_bits(c, {kRunners[0], kRunners[1 + cases % 2], kRunners[3 + cases % 2]});
       }
     }
   }
