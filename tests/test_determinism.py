@@ -62,7 +62,7 @@ def test_the_bits_are_the_same_for_every_number_of_threads(name, batch, size, bi
     d_y = torch.randn(12, batch, size * (1 + bidirectional))
     inputs = [x, h, *([c] if name == "LSTM" else []), *layer.parameters()]
     results = []
-    for count in (1, 2, 3):
+    for count in (1, 2, 3, 7):
         threads(count)
         y, _ = layer(x, hx)
         with torch.no_grad():  # threads share the work in another way

@@ -8,7 +8,7 @@
 #include <tuple>
 #include <utility>
 
-#include "cpu/simd.h"
+#include "cpu/share.h"
 
 namespace rnnkern {
 namespace {
@@ -64,67 +64,6 @@ const Strategy* find(const std::string& wanted) {
     known += (known.empty() ? "" : ", ") + std::string(strategy.name);
   }
   throw Error{"strategy: expected one of " + known + ", got '" + wanted + "'"};
-}
-
-// Streaming rates and peak of one core as measured on 2 Zen 4 cores at 3.67 GHz; a floor is an indication, not a
-// promise.
-constexpr double kL1 = 221e3, kL2 = 118e3, kL3 = 99e3, kMemory = 20e3;  // bytes per us
-constexpr double kFlops = 117e3;                                        // float32 per us
-
-double streaming(double bytes) { return bytes < 32e3 ? kL1 : bytes < 1e6 ? kL2 : bytes < 32e6 ? kL3 : kMemory; }
-
-// Multiply-adds of the time loop, per row.
-double recurrent_work(const Problem& p) {
-  return double(p.gate_size()) * p.state_size() / p.heads + double(p.proj_size) * p.hidden_size;
-}
-
-// As the time loop reads those of many rows.
-double weight_bytes(const Problem& p) {
-  return p.dtype == Dtype::float64 ? 8 : p.int8 ? 1 : simd_multiplies_pairs(p.dtype) ? 2 : 4;
-}
-
-double floor_us(const Problem& p, int workers) {
-  double const slow = weight_bytes(p) / 4 / simd_rows_at_once(p.dtype);  // beside float32's multiply-adds
-  double const fewest = p.dtype == Dtype::bfloat16 ? 2 : weight_bytes(p);
-  double const weights = recurrent_work(p) * fewest / workers, input = double(p.gate_size()) * p.input_size;
-  double const streams = double(p.steps) * p.groups * weights / streaming(weights);
-  return std::max(streams, 2 * slow * p.rows * p.groups * (recurrent_work(p) + input) / kFlops / workers);
-}
-
-constexpr double kManyWeights = 0.7e6;    // bytes: more than stay in a second cache beside all else
-constexpr int kFewRows = 8;               // of a thread, at most
-constexpr double kFewRowsPerByte = 3e-6;  // of a thread, for each byte of weights
-constexpr double kManyWeightsTrained = 2 * kManyWeights;
-constexpr int kFewRowsTrained = 2;
-constexpr int kManyUnits = 64;  // of a thread: some vectors of them
-
-// Threads share rows where there are rows for all; a single row's units only where a step is long enough to pay for a
-// barrier (0.3 us a step); and nothing where the whole call is shorter than waking a thread takes. A matrix unit takes
-// several rows in the time of one, which a thread should have then. Without one, too, a row alone waits for its
-// weights, where each thread could read a part of them for all rows; and so do a few rows for many weights (on two
-// Zen 4 threads with 1 MB of them 4 rows gain a tenth and 16 nothing, while cores of different third caches, which pass
-// on states slowly, lose a tenth; with 4 MB 8 and 16 rows gain 2 %). Backward does more beside reading them: it gains
-// where rows are fewer and weights more.
-void share_work(const Problem& p, int threads, Plan& plan) {
-  double const loop = recurrent_work(p), input = double(p.gate_size()) * p.input_size;
-  double const total = double(p.rows) * p.groups * (loop + input);
-  if (threads <= 1 || total < 1e6) return;
-  int64_t const rows = p.batch * p.groups, at_once = simd_rows_at_once(p.dtype);
-  bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3) && p.steps > 1;
-  bool const alone = rows < 2 * threads;
-  double const bytes = loop * weight_bytes(p);
-  bool const streams =
-      bytes >= (p.save ? kManyWeightsTrained : kManyWeights) &&
-      rows <= threads * (p.save ? kFewRowsTrained : std::min<double>(kFewRows, kFewRowsPerByte * bytes));
-  bool const waits = long_steps && p.hidden_size >= kManyUnits * threads && (alone || streams);
-  bool const on_unit = at_once > 1 && long_steps && p.batch < threads * at_once;
-  bool const share_units = (waits || on_unit) && p.groups % threads != 0;
-  if (rows < threads || share_units) {
-    if (long_steps) plan.split = Split::units;
-  } else {
-    plan.split = p.steps > 1 ? Split::rows : Split::units;  // weights of one step are read by one worker alone
-  }
-  if (plan.split != Split::none || input * p.rows * p.groups > 4e6) plan.workers = threads;
 }
 
 constexpr size_t kKnownPlans = 256;
@@ -187,7 +126,7 @@ Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
     throw Error{std::string("no strategy for device '") + name(problem.backend) + "' was compiled in"};
   }
   if (on_cpu) {
-    plan.floor_us = floor_us(problem, plan.workers);
+    plan.floor_us = simd_floor_us(problem, plan.workers);
     return plan;
   }
   plan.bytes = sweep_bytes(problem, Sweep::forward, nullptr);

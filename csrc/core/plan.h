@@ -24,6 +24,8 @@ struct Plan {
   std::vector<std::pair<std::string, std::string>> rejected;  // the other strategies, and why not
   std::optional<SweepPlan> forward, backward;  // on a GPU whose facts are known; backward where gates are kept
 
+  int sharing_units() const { return split == Split::units ? workers : 1; }  // workers that do
+
   // `simd`: with the same number of groups for every worker, each runs its own from beginning to end, one after the
   // other and in the same memory. Otherwise all workers run all groups together.
   bool whole_groups(int64_t groups) const { return workers == 1 || (split == Split::rows && groups % workers == 0); }

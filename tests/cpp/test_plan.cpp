@@ -51,6 +51,8 @@ void check_plan(const Problem& p, int threads) {
   expect(made.workers >= 1 && made.workers <= threads, std::to_string(made.workers) + " workers", where);
   expect(made.split == Split::none || made.workers > 1, "one worker has nobody to share with", where);
   expect(made.split != Split::rows || p.batch * p.groups >= made.workers, "some workers have no row", where);
+  int64_t const lines = (p.hidden_size * int64_t(size_of(p.dtype)) + 63) / 64;
+  expect(made.split != Split::units || p.steps == 1 || made.workers <= lines, "some workers have no unit", where);
   expect(made.floor_us > 0, "no time", where);
   expect(made.rejected.size() + 1 == strategies().size(), "a strategy is neither chosen nor rejected", where);
   for (const auto& [strategy, reason] : made.rejected) {
@@ -87,6 +89,32 @@ void check_sharing() {
   Problem both = layer(CellKind::lstm, 100, 2, 128, 128);
   both.groups = 2;
   expect(plan(both, 4).split == Split::rows, "the rows of both directions are not counted", where);
+}
+
+// With many threads: no more than help, and none idle that could have a row.
+void check_many_threads() {
+  for (int64_t hidden : {128, 192, 256, 512, 1024}) {
+    Problem const p = layer(CellKind::lstm, 100, 1, hidden, hidden);
+    std::string const where = "many threads, H " + std::to_string(hidden);
+    int before = 1;
+    for (int threads = 2; threads <= 128; ++threads) {
+      Plan const made = plan(p, threads);
+      expect(made.split == Split::units, "a row is not shared", where);
+      expect(made.workers >= before, "fewer workers of " + std::to_string(threads) + " threads", where);
+      before = made.workers;
+    }
+    expect(before <= hidden / 16, "a worker of " + std::to_string(before) + " has less than a line of units", where);
+    expect(before >= hidden / 64, "only " + std::to_string(before) + " share", where);
+  }
+  std::string const where = "few rows, many threads";
+  Plan const short_steps = plan(layer(CellKind::lstm, 100, 8, 64, 64), 16);
+  expect(short_steps.split == Split::rows && short_steps.workers == 8, "one worker runs all rows", where);
+  Plan const rows = plan(layer(CellKind::lstm, 100, 16, 128, 128), 16);
+  expect(rows.split == Split::rows && rows.workers == 16, "a row each is slower than barriers", where);
+  Plan const units = plan(layer(CellKind::lstm, 100, 16, 512, 512), 16);
+  expect(units.split == Split::units, "each of 16 threads reads 4 MB in each step", where);
+  Plan const brief = plan(layer(CellKind::lstm, 4, 64, 64, 64), 64);
+  expect(brief.workers > 1 && brief.workers < 32, std::to_string(brief.workers) + " threads for 70 us of work", where);
 }
 
 // One turn's gates, whatever the number of steps; what is kept for backward is a result, what is made again is not.
@@ -167,6 +195,7 @@ int main() {
     }
   }
   check_sharing();
+  check_many_threads();
   check_memory();
   check_forcing();
   check_names();

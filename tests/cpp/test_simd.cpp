@@ -83,6 +83,7 @@ constexpr SimdRunner kAlone{1, 1, Split::none};
 constexpr SimdRunner kShared[] = {
     {2, 2, Split::none},  {2, 2, Split::rows}, {2, 2, Split::units}, {3, 3, Split::none}, {3, 3, Split::rows},
     {3, 3, Split::units}, {3, 2, Split::rows}, {3, 2, Split::units}, {3, 1, Split::rows}, {3, 1, Split::units},
+    {6, 6, Split::units}, {9, 9, Split::rows}, {9, 7, Split::units},
 };
 constexpr size_t kWays = std::size(kShared);
 

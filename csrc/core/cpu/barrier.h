@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
 #include <thread>
 
 namespace rnnkern {
@@ -22,27 +23,49 @@ bool spin_until(Condition condition, int spins = kSpins) {
   return false;
 }
 
+// By dissemination (Hensgen, Finkel and Manber 1988): in round r each worker tells the one 2^r places on that it, and
+// all that it has heard of, have arrived. Nobody waits longer than log2(workers) messages, and each line has one writer
+// and one reader; a counter would go round all workers one after the other.
 class Barrier {
  public:
-  // Every one of `workers` threads calls it with that number.
-  void wait(int workers) {
+  struct alignas(64) Line {
+    std::atomic<unsigned> arrivals{0};  // that its reader has been told of; its own: how often it came
+    int spins = kSpins;
+    char gap[120];  // prefetchers take lines in pairs
+  };
+  static int lines(int workers) { return workers > 1 ? workers * (rounds(workers) + 1) : 0; }
+
+  // Memory for lines(workers); then at most so many call wait().
+  Barrier(Line* lines, int workers) : lines_(lines), pitch_(workers) {
+    for (int i = 0; i < Barrier::lines(workers); ++i) new (&lines[i]) Line;
+  }
+
+  // Each of `workers` threads calls it with these numbers.
+  void wait(int worker, int workers) {
     if (workers == 1) return;
-    unsigned const round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == workers) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return;
+    Line& own = lines_[worker];
+    unsigned const now = own.arrivals.load(std::memory_order_relaxed) + 1;
+    own.arrivals.store(now, std::memory_order_relaxed);
+    Line* round = lines_ + pitch_;
+    for (int distance = 1; distance < workers; distance *= 2, round += pitch_) {
+      int const next = worker + distance;
+      round[next < workers ? next : next - workers].arrivals.store(now, std::memory_order_release);
+      auto const& told = round[worker].arrivals;
+      // With more threads than processors every wait would spin in vain.
+      if (!spin_until([&] { return int(told.load(std::memory_order_acquire) - now) >= 0; }, own.spins))
+        own.spins = std::max(own.spins / 2, kSpins / 64);
     }
-    // With more threads than processors every wait would spin in vain.
-    int const spins = spins_.load(std::memory_order_relaxed);
-    if (!spin_until([&] { return round_.load(std::memory_order_acquire) != round; }, spins))
-      spins_.store(std::max(spins / 2, kSpins / 64), std::memory_order_relaxed);
   }
 
  private:
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> round_{0};
-  std::atomic<int> spins_{kSpins};
+  static int rounds(int workers) {
+    int count = 0;
+    for (int distance = 1; distance < workers; distance *= 2) ++count;
+    return count;
+  }
+
+  Line* const lines_;
+  int const pitch_;
 };
 
 }  // namespace rnnkern

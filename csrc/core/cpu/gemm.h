@@ -79,10 +79,10 @@ class PackedGemm {
                         ends && k_0 + kDepth >= count};
       pack_block(block, worker, workers, packed);
       end_streams();
-      barrier.wait(workers);
+      barrier.wait(worker, workers);
       bool const alone = deals_copies(workers);
       multiply_block(block, 0, copied_rows(worker, workers), c, false, worker, alone ? 0 : worker, alone ? 1 : workers);
-      barrier.wait(workers);
+      barrier.wait(worker, workers);
     }
   }
 

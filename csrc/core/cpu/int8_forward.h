@@ -12,9 +12,10 @@ struct Int8Panels {
   Int8Weight weight;
   int count = 0;
 
-  static Int8Panels make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows,
+  static Int8Panels make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, PanelUse use,
                          const Int8Weight& weight) {
-    auto const set = PanelSet<float>::make<float>(platform, units, heads, gates, depth, rows, /*packed=*/false);
+    use.packed = false;
+    auto const set = PanelSet<float>::make<float>(platform, units, heads, gates, depth, use);
     return {set, weight, set.count};
   }
 };
@@ -98,8 +99,8 @@ struct Int8InputProduct {
     auto* const bytes = scratch<uint8_t>(platform, rows * pitch);
     auto* const all = scratch<Row>(platform, rows);
     for (int64_t i = 0; i < rows; ++i) all[i] = {static_cast<const float*>(group.x) + i * in, bytes + i * pitch, 0};
-    return {Int8Panels::make(platform, problem.hidden_size, 1, int(problem.gates()), in, rows, weight), all, rows,
-            scratch_gates_stride(problem)};
+    return {Int8Panels::make(platform, problem.hidden_size, 1, int(problem.gates()), in, {.rows = rows}, weight), all,
+            rows, scratch_gates_stride(problem)};
   }
 
   void pack(int worker, int workers) const {
@@ -126,16 +127,15 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
   int64_t const hidden = problem.hidden_size, heads = problem.heads, head = problem.head_size();
   ForwardTurns const turns(problem, count, plan);
   Places const places(problem, plan, Vec<float>::lanes);
+  PanelUse const use{.rows = turns.rows_together, .workers = plan.sharing_units()};
   auto* const buffers = scratch<Buffers>(platform, count);
   auto* const products = scratch<Int8InputProduct>(platform, count);
   for (int g = 0; g < count; ++g) {
     Buffers& own = *new (&buffers[g]) Buffers;
     own.first = Int8Panels::make(platform, hidden, heads, two_stage_gru ? 2 : Cell::gates,
-                                 projection ? problem.proj_size : head, turns.rows_together, weights[g].first);
-    if (two_stage_gru)
-      own.second = Int8Panels::make(platform, hidden, heads, 1, head, turns.rows_together, weights[g].second);
-    if (projection)
-      own.second = Int8Panels::make(platform, problem.proj_size, 1, 1, hidden, turns.rows_together, weights[g].second);
+                                 projection ? problem.proj_size : head, use, weights[g].first);
+    if (two_stage_gru) own.second = Int8Panels::make(platform, hidden, heads, 1, head, use, weights[g].second);
+    if (projection) own.second = Int8Panels::make(platform, problem.proj_size, 1, 1, hidden, use, weights[g].second);
     state_buffers<Cell, float>(own, problem, groups[g], nullptr, &places, platform);
     own.gates = scratch<float>(platform, turns.steps_together * problem.batch * own.gates_stride);
     new (&products[g]) Int8InputProduct(Int8InputProduct::make(platform, problem, groups[g], weights[g].input));

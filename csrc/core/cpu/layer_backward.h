@@ -27,7 +27,7 @@ struct BackwardTurns {
 };
 
 template <class Cell, class T>
-BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int64_t rows_together, int64_t rows_of_turn,
+BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, PanelUse const& use, int64_t rows_of_turn,
                                     int64_t places, Platform& platform) {
   using C = compute_t<T>;
   using P = packed_t<T>;
@@ -36,10 +36,9 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, int6
   int64_t const hidden = problem.hidden_size, size = problem.state_size(), head = problem.head_size();
   int64_t const gates = two_stage_gru ? 2 : Cell::gates;
   BackwardBuffers<T> buffers;
-  buffers.first = PanelSet<P>::template make<T>(platform, size, problem.heads, 1, gates * head, rows_together);
-  if (two_stage_gru)
-    buffers.second = PanelSet<P>::template make<T>(platform, hidden, problem.heads, 1, head, rows_together);
-  if (projection) buffers.second = PanelSet<P>::template make<T>(platform, hidden, 1, 1, size, rows_together);
+  buffers.first = PanelSet<P>::template make<T>(platform, size, problem.heads, 1, gates * head, use);
+  if (two_stage_gru) buffers.second = PanelSet<P>::template make<T>(platform, hidden, problem.heads, 1, head, use);
+  if (projection) buffers.second = PanelSet<P>::template make<T>(platform, hidden, 1, 1, size, use);
   buffers.saved = saved;
   buffers.d_gates = scratch<T>(platform, rows_of_turn * problem.gate_size());
   buffers.d_split = Cell::split_gate ? scratch<T>(platform, rows_of_turn * hidden) : nullptr;
@@ -108,7 +107,7 @@ void run_d_x(const PackedGemm<T>& product, const Problem& problem, const Timelin
       product.rows(first - turn.first, {last - first}, product.c + first * product.c_stride, worker, workers, there);
   };
   part(turn.first, rows, !reverse);
-  if (turn.first < rows && rows < end) barrier.wait(workers);  // both parts use the product's memory for sums
+  if (turn.first < rows && rows < end) barrier.wait(worker, workers);  // both parts use the product's memory for sums
   part(rows, end, reverse);
 }
 
@@ -198,8 +197,9 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
   Slots const slots(plan, count, pairs ? 2 : 1);
   Places const places(problem, plan, Vec<C>::lanes);
   int const sharing = plan.split == Split::rows ? plan.workers : 1;
-  int64_t const together =
-      std::max<int64_t>(1, std::min(problem.batch, (problem.batch * count + sharing - 1) / sharing));
+  PanelUse const use{
+      .rows = std::max<int64_t>(1, std::min(problem.batch, (problem.batch * count + sharing - 1) / sharing)),
+      .workers = plan.sharing_units()};
 
   // Gates that were not kept are made again.
   Problem rebuilt = problem;
@@ -220,10 +220,9 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       T* const gates = problem.recompute ? scratch<T>(platform, problem.rows * problem.saved_size()) : nullptr;
       if (gates)
         new (&again[g]) ForwardBuffers<T>(
-            forward_buffers<Cell, T>(problem, groups[g], gates, Forward::kTogether, nullptr, platform));
-      new (&buffers[g])
-          BackwardBuffers<T>(backward_buffers<Cell, T>(problem, gates ? gates : static_cast<const T*>(groups[g].gates),
-                                                       together, rows_of_turn, places.count, platform));
+            forward_buffers<Cell, T>(problem, groups[g], gates, {.rows = Forward::kTogether}, nullptr, platform));
+      new (&buffers[g]) BackwardBuffers<T>(backward_buffers<Cell, T>(
+          problem, gates ? gates : static_cast<const T*>(groups[g].gates), use, rows_of_turn, places.count, platform));
       set_shared(buffers[g], plan, slots.workers(plan));
     } else {
       if (problem.recompute) {
@@ -294,7 +293,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
       }
     }
     end_streams();
-    barrier.wait(workers);
+    barrier.wait(worker, workers);
     Team<Sweep> const team{problem,
                            time + first,
                            n,
@@ -322,7 +321,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
         return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
       });
       end_streams();
-      barrier.wait(workers);
+      barrier.wait(worker, workers);
       for (int g = first; g < last; ++g) {
         Turn const turn = turn_of(problem, time[g], !groups[g].reverse, s, steps);
         sum_biases<Cell, T>(problem, gradients[g], buffers[g], turn.count, begins, ends, worker, workers);
@@ -331,7 +330,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
           bool const second = gradients[g].accumulate_x,
                      shared = second || (g + 1 < last && gradients[g + 1].accumulate_x);
           int64_t const others = second ? done : s;
-          if (second) barrier.wait(workers);
+          if (second) barrier.wait(worker, workers);
           if (shared) {
             run_d_x(d_x[g], problem, time[g], turn, groups[g].reverse,
                     groups[g].reverse ? problem.steps - others : others, barrier, worker, workers);
@@ -344,7 +343,7 @@ void backward(const Cell& cell, const Problem& problem, const Group* groups, con
           products[i].run_turn(turn.first, problem.per_sample ? problem.steps : turn.count, begins, ends, barrier,
                                worker, workers, i > first_product[g] ? &products[i - 1] : nullptr);
       }
-      barrier.wait(workers);
+      barrier.wait(worker, workers);
     }
     for (int i = 0; i < n; ++i) {
       if (team.sweeps[i].rows().count == 0) continue;

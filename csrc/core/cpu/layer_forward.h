@@ -23,7 +23,7 @@ bool gains_beside(const Problem& problem, const Plan& plan, Slots const& slots) 
   static_assert(kFewestTurns * kBesideRows > kUnpackedRows);
   int64_t const gates = problem.gate_size(), in = problem.input_size, input = gates * in,
                 recurrent = gates * problem.state_size() / problem.heads + problem.proj_size * problem.hidden_size;
-  int const sharing = plan.split == Split::units ? plan.workers : 1;
+  int const sharing = plan.sharing_units();
   // What 16 bits hold is not a part of a sum; a tile has at least a step.
   bool const in_one = sizeof(T) == sizeof(compute_t<T>) || in <= PackedGemm<T>::kDepth;
   return problem.batch == 1 && problem.steps >= kFewestTurns * kBesideRows && in_one &&
@@ -88,27 +88,21 @@ void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, c
 // 512: read where they lie, 2 steps of a row take 0.5 to 0.8 of the time, 8 of them 0.8 to 0.9, 16 about as long).
 constexpr int64_t kFewRowsInAll = 8;
 
-// The same with the panels of the group's weights.
+// The same with the panels of the group's weights; of `use`, packed is decided here.
 template <class Cell, class T>
-ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T* gates, int64_t rows_together,
-                                  const Places* places, Platform& platform, bool beside = false) {
+ForwardBuffers<T> forward_buffers(const Problem& problem, const Group& group, T* gates, PanelUse use,
+                                  const Places* places, Platform& platform) {
   using P = packed_t<T>;
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, head = problem.head_size();
   ForwardBuffers<T> buffers;
-  bool const packed = !places || (problem.steps == 1 ? problem.batch > kUnpackedRows : problem.rows > kFewRowsInAll);
-  int const most_columns = beside ? kPanelColumnsBeside : kMaxColumns;
-  buffers.first =
-      PanelSet<P>::template make<T>(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
-                                    projection ? problem.proj_size : head, rows_together, packed, most_columns);
-  if (two_stage_gru)
-    buffers.second =
-        PanelSet<P>::template make<T>(platform, hidden, problem.heads, 1, head, rows_together, packed, most_columns);
-  if (projection)
-    buffers.second =
-        PanelSet<P>::template make<T>(platform, problem.proj_size, 1, 1, hidden, rows_together, packed, most_columns);
-  if (packed) {
-    buffers.copied = copied_elements(buffers, std::max(problem.batch, rows_together));
+  use.packed = !places || (problem.steps == 1 ? problem.batch > kUnpackedRows : problem.rows > kFewRowsInAll);
+  buffers.first = PanelSet<P>::template make<T>(platform, hidden, problem.heads, two_stage_gru ? 2 : Cell::gates,
+                                                projection ? problem.proj_size : head, use);
+  if (two_stage_gru) buffers.second = PanelSet<P>::template make<T>(platform, hidden, problem.heads, 1, head, use);
+  if (projection) buffers.second = PanelSet<P>::template make<T>(platform, problem.proj_size, 1, 1, hidden, use);
+  if (use.packed) {
+    buffers.copied = copied_elements(buffers, std::max(problem.batch, use.rows));
   } else if (can_lie_across<P, T> && lie_across<P>(problem.batch)) {
     buffers.copied = elements_across<P>(problem.batch, std::max(buffers.first.depth, buffers.second.depth));
   }
@@ -174,7 +168,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
   Slots const slots(plan, count);
   int64_t const stride_beside = scratch_gates_stride(problem),
                 a_beside = (2 * kBesideRows + gap_of(stride_beside)) * stride_beside;
-  int64_t const count_beside = turns.beside ? slots.count * (plan.split == Split::units ? plan.workers : 1) : 0;
+  int64_t const count_beside = turns.beside ? slots.count * plan.sharing_units() : 0;
   auto* const besides = scratch<Beside<T>>(platform, count_beside);
   auto* const gates_beside = scratch<T>(platform, count_beside * a_beside);
   auto const turn_from = [&](int g, int64_t s) {
@@ -209,7 +203,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
                    copies ? copies + place * a_worker : nullptr, beside);
     });
     end_streams();
-    barrier.wait(workers);
+    barrier.wait(worker, workers);
     auto const each_beside = [&](auto f) {
       if constexpr (can_run_beside<T>)
         for (int i = 0; i < n; ++i)
@@ -239,12 +233,12 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
       each_beside([&](auto& beside, int g) {
         if (next < problem.steps) beside.begin(turn_from(g, next));
       });
-      if (!alone) barrier.wait(workers);
+      if (!alone) barrier.wait(worker, workers);
       team.run(s, next, [&](int i, int stage) {
         return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
       });
       each_beside([](auto& beside, int) { beside.finish(); });
-      if (!alone) barrier.wait(workers);
+      if (!alone) barrier.wait(worker, workers);
     }
     for (int i = 0; i < n; ++i) team.sweeps[i].end(team.first(), team.stride());
     end_streams();
@@ -257,6 +251,9 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
   Slots const slots(plan, count);
   ForwardTurns const turns(problem, count, plan, gains_beside<T>(problem, plan, slots));
   Places const places(problem, plan, Vec<compute_t<T>>::lanes);
+  PanelUse const use{.rows = turns.rows_together,
+                     .workers = plan.sharing_units(),
+                     .most_columns = turns.beside ? kPanelColumnsBeside : kMaxColumns};
   auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
   auto* const products = scratch<PackedGemm<T>>(platform, count);
   auto* const product_scratch = scratch<ProductScratch<T>>(platform, slots.count);
@@ -264,8 +261,7 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     T* const kept = static_cast<T*>(groups[g].gates);
     int const slot = slots.slot(g);
     if (slot == g) {
-      new (&buffers[g]) ForwardBuffers<T>(
-          forward_buffers<Cell, T>(problem, groups[g], kept, turns.rows_together, &places, platform, turns.beside));
+      new (&buffers[g]) ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, use, &places, platform));
       int64_t const stride = buffers[g].gates_stride,
                     rows = turns.steps_together * problem.batch + plan.workers * gap_of(stride);
       if (!kept && !turns.beside) buffers[g].gates = scratch<T>(platform, rows * stride);

@@ -17,6 +17,14 @@ struct Panel {
   int tail;     // units of the dense tail, whose gates follow each other without the lanes between, or 0
 };
 
+// How panels are run.
+struct PanelUse {
+  int64_t rows;                    // that a worker runs together
+  int workers = 1;                 // that share the panels
+  bool packed = true;              // else few rows read the weights where they lie
+  int most_columns = kMaxColumns;  // of a panel
+};
+
 // A product of the time loop: out[unit][gate] = sum over k < depth of operand[k] * weight.
 template <class P>
 struct PanelSet {
@@ -40,22 +48,31 @@ struct PanelSet {
     return kMaxAccumulators < 24 && columns == 4 && rows > kMaxAccumulators / 4 ? 2 : columns;
   }
 
-  // T: the weights' type. `rows`: how many rows a worker runs together; few rows need more columns to hide the latency
-  // of the sums, and wait for weights that come from beyond the first cache.
+  // How many panels a head's blocks of units are. Workers that share them have as many each where the blocks are
+  // enough; but one column alone would wait for each of its sums.
+  static int64_t panels_of(int64_t blocks, int64_t heads, int gates, int columns, int workers) {
+    int64_t const most = std::max(1, columns / gates), fewest = gates == 1 ? 2 : 1, panels = (blocks + most - 1) / most;
+    if (workers == 1) return panels;
+    int64_t const dealt = (heads * panels + workers - 1) / workers * workers;
+    return std::max(panels, std::min((dealt + heads - 1) / heads, blocks / fewest));
+  }
+
+  // T: the weights' type. Few rows need more columns to hide the latency of the sums, and wait for weights that come
+  // from beyond the first cache.
   template <class T>
-  static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, int64_t rows,
-                       bool packed = true, int most_columns = kMaxColumns) {
+  static PanelSet make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth,
+                       PanelUse const& use) {
     PanelSet set;
     set.gates = gates, set.units = units, set.heads = heads, set.depth = depth;
-    set.unit_rows = int(std::clamp<int64_t>(rows, 1, kUnitRows));
-    bool const few = rows <= kFewRows;
-    int const columns = std::min(few ? kMaxColumns : kMaxColumns / 2, most_columns);
+    set.unit_rows = int(std::clamp<int64_t>(use.rows, 1, kUnitRows));
+    bool const few = use.rows <= kFewRows;
+    int const columns = std::min(few ? kMaxColumns : kMaxColumns / 2, use.most_columns);
     int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
-                  most = std::max(1, columns / gates), a_head = (blocks + most - 1) / most;
+                  a_head = panels_of(blocks, heads, gates, columns, use.workers);
     // All gates of the last few units often fit fewer vectors: of 16 lanes, H 129 takes 33 for an LSTM, and not 36. One
     // block alone would wait for its sums as long.
     int const last_units = int(per_head % lanes), last_columns = (last_units * gates + lanes - 1) / lanes;
-    int const tail = packed && !on_matrix_unit<P> && blocks > 1 && last_columns < gates ? last_units : 0;
+    int const tail = use.packed && !on_matrix_unit<P> && blocks > 1 && last_columns < gates ? last_units : 0;
     int const spared = tail > 0 ? gates - last_columns : 0;
     set.count = int(heads * a_head);
     set.panels = static_cast<Panel*>(platform.scratch(set.count * sizeof(Panel)));
@@ -68,7 +85,7 @@ struct PanelSet {
     int64_t const column_size = lanes * set.steps, size = vectors * column_size;
     set.streamed = size * int64_t(sizeof(P)) > kStreamedBytes;
     set.streamed_alone = set.streamed && simd_asks_ahead();
-    if (packed) set.data = static_cast<P*>(platform.scratch(size * sizeof(P)));
+    if (use.packed) set.data = static_cast<P*>(platform.scratch(size * sizeof(P)));
     int64_t data = 0;
     Panel* panel = set.panels;
     for (int64_t head = 0; head < heads; ++head) {
@@ -83,7 +100,7 @@ struct PanelSet {
                   int(now),
                   int(std::min(per_head - first, now * lanes)),
                   all,
-                  tile_width(all, rows),
+                  tile_width(all, use.rows),
                   last ? tail : 0};
         data += all * column_size;
       }

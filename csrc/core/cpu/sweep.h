@@ -104,12 +104,12 @@ struct Slots {
   // at the same time have the same place.
   template <class Run>
   void run(int groups, const Plan& plan, CpuPlatform& platform, Run run) const {
-    Barrier barrier;
+    int const sharing = workers(plan);
+    Barrier barrier(scratch<Barrier::Line>(platform, Barrier::lines(sharing)), sharing);
     platform.parallel(plan.workers, [&](int worker, int workers) {
       if (!whole) return run(0, groups, worker, worker, workers, barrier);
-      Barrier alone;
       for (int place = worker; place * together < count; place += workers)
-        for (int g = place * together; g < groups; g += count) run(g, together, place, 0, 1, alone);
+        for (int g = place * together; g < groups; g += count) run(g, together, place, 0, 1, barrier);
     });
   }
 };
@@ -195,7 +195,7 @@ struct Team {
       new (&sweeps[g]) Sweep(make(g, share(g)));
       sweeps[g].begin(first(), stride());
     }
-    if (shares_units()) barrier.wait(workers);
+    if (shares_units()) barrier.wait(worker, workers);
   }
 
   // Steps [from, to) in the order of processing; `panels(g, stage)` is the number of panels.
@@ -218,7 +218,7 @@ struct Team {
           Part const mine(panels(g, stage), worker, workers);
           sweeps[g].run(stage, mine.begin, mine.end);
         }
-        barrier.wait(workers);
+        barrier.wait(worker, workers);
       }
     }
   }
