@@ -5,7 +5,7 @@
 #   make bench     the quick benchmark, with a table    make format    rewrites sources in the project's format
 #   make sanitize  tests under ASan and UBSan           make clean     removes what was built (make distclean: .venv too)
 #   make grid      hours of measurements, over several sittings   make report   HTML of the committed results
-#   make figures   README's figures, GOALS.md, plots from these   make test-report   the HTML report in chromium
+#   make figures   README's figures, RESULTS.md, GOALS.md, plots   make test-report   the HTML report in chromium
 #   make kernels   with nvcc: checks the compiled CUDA kernels, writes csrc/core/cuda/KERNELS.tsv
 #   make gpu       on a CUDA machine, with the Python that is there: build, the tests that use it, benchmark results
 PYTHON ?= python3

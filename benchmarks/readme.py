@@ -1,4 +1,4 @@
-"""README's figures, GOALS.md and the plots, all from the results that lie in ``benchmarks/results``.
+"""README's figures, RESULTS.md, GOALS.md and the plots, all from the results that lie in ``benchmarks/results``.
 
 python benchmarks/readme.py            writes them
 python benchmarks/readme.py --check    names what is stale, and exits with 1 when something is
@@ -17,10 +17,11 @@ import plots
 from committed import FOLDER, Run, runs
 from report import digits
 from results import BETTER_OF, against_better, faster, samples
-from stats import spread
+from stats import SLOWER, spread
 from suites import Problem, select
 
 README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).with_name("RESULTS.md")
 PLOTS = FOLDER / "plots"
 GRAPHED = "torch CUDA graph"
 BEGIN, END = "<!-- figures: made by `make figures` -->", "<!-- end of figures -->"
@@ -55,7 +56,28 @@ def quick_tables(found: list[Run]) -> Iterator[str]:
             for problem in problems
         ]
         yield table(["`quick`", *(run.where for run in here)], rows)
-        yield "\n".join(f"- {heading(run)}" for run in here)
+
+
+def overview(found: list[Run]) -> str:
+    """Of each machine and kind of work in ``grid``: the mean ratio against the better peer, the lowest, how many.
+
+    A problem that stands in several runs counts once, as the latest has it that has both peers.
+    """
+    latest: dict[tuple[str, str], dict[Problem, float]] = {}
+    for run in sorted(found, key=lambda run: run.results.created):
+        for problem, sides in run.problems():
+            if ratio := against_better(sides):
+                latest.setdefault((run.where, problem.dtype), {})[problem] = ratio[0].value
+    kinds = [(cell, mode) for cell in ("lstm", "gru", "rnn") for mode in ("inference", "training")]
+    rows = []
+    for (where, dtype), ratios in sorted(latest.items(), key=lambda one: one[0][::-1], reverse=True):
+        row = [f"{where}, {dtype}"]
+        for kind in kinds:
+            values = [value for problem, value in ratios.items() if (problem.cell, problem.mode) == kind]
+            mean = statistics.geometric_mean(values) if values else 0
+            row.append(f"{mean:.2f} ({min(values):.2f} of {len(values)})" if values else "")
+        rows.append(row)
+    return table(["`grid`", *(f"{cell.upper()} {mode}" for cell, mode in kinds)], rows)
 
 
 def packed_lines(run: Run) -> str:
@@ -113,25 +135,67 @@ def heading(run: Run) -> str:
     )
 
 
+LEGEND = (
+    "µs a time step: the median; ×: how many times faster rnnkern is, the median over pairs of samples that were "
+    "taken right after each other; float32 and input size = H unless a row says otherwise, as is T 100. The better "
+    "peer: the faster of torch.nn and ONNX Runtime; on a GPU torch.nn."
+)
+
+
+def pictures(run: Run, folder: str) -> list[str]:
+    return [f"![{plot.kind}: {plot.title}]({folder}/{plot.name}.svg)" for plot in drawn(run)]
+
+
+def newest(found: list[Run]) -> list[Run]:
+    return sorted(found, key=lambda run: run.results.created)[-1:]
+
+
 def section(found: list[Run]) -> str:
     """What stands between the two marks of README."""
+    grid = [run for run in found if run.suite == "grid" and run.device == "cpu"]
+    gpu = [run for run in found if run.suite == "gpu"]
     parts = [
-        "µs a time step: the median; ×: how many times faster rnnkern is, the median over pairs of samples that were "
-        "taken right after each other; float32 and input size = H unless a row says otherwise, as is T 100. The better "
-        "peer: the faster of torch.nn and ONNX Runtime; on a GPU torch.nn. What each goal asks and what was measured: "
-        "[GOALS.md](benchmarks/GOALS.md)."
+        f"{LEGEND} All tables, plots, machines and commits: [RESULTS.md](benchmarks/RESULTS.md); what each goal asks, "
+        "and why some are missed: [GOALS.md](benchmarks/GOALS.md)."
     ]
-    if not any(run.device == "cuda" for run in found):
-        parts.append("No GPU figure yet.")
-    parts.append("In brackets: how many times faster than torch.nn and, where it was measured, than ONNX Runtime.")
+    if grid:
+        parts += [
+            "On a CPU, over all that was measured of `grid` (H 32 to 1024, B 1 to 256): × the better peer, geometric "
+            "mean (the lowest of how many problems).",
+            overview(grid),
+        ]
+    parts.append(
+        "µs a step, and in brackets how many times faster than torch.nn and, where it was measured, than ONNX Runtime."
+    )
     parts += quick_tables([run for run in found if run.suite == "quick"])
+    for run in newest(grid):
+        parts += pictures(run, "benchmarks/results/plots")
+    for run in gpu:
+        parts += [f"{heading(run)}.", summary(run), *pictures(run, "benchmarks/results/plots")]
+    if not gpu:
+        parts.append("No GPU figure yet.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def results_text(found: list[Run]) -> str:
+    parts = [
+        "# Results",
+        "Made by `make figures` from `benchmarks/results`; a test fails when it is stale.",
+        f"{LEGEND} Slower: the 95 % interval of the ratio begins below {SLOWER}.",
+    ]
+    quick = [run for run in found if run.suite == "quick"]
+    if quick:
+        parts += ["## `quick`", "\n".join(f"- {heading(run)}" for run in quick), *quick_tables(quick)]
     for run in found:
         if run.suite == "packed":
-            parts += [f"Packed training, where torch slices every step; {heading(run)}:", packed_lines(run)]
-    for run in found:
-        if run.suite in ("grid", "shapes", "deepbench", "gpu"):
-            parts += [f"{heading(run)} (slower: the 95 % interval of the ratio begins below 0.95):", summary(run)]
-            parts += [f"![{plot.kind}: {plot.title}](benchmarks/results/plots/{plot.name}.svg)" for plot in drawn(run)]
+            parts += ["## Packed training, where torch slices every step", f"{heading(run)}:", packed_lines(run)]
+    for suite in dict.fromkeys(run.suite for run in found):
+        if suite not in ("grid", "shapes", "deepbench", "gpu"):
+            continue
+        parts.append(f"## `{suite}`")
+        for run in found:
+            if run.suite == suite:
+                parts += [f"{heading(run)}:", summary(run), *pictures(run, "results/plots")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -152,27 +216,34 @@ def parts_of(readme: str) -> tuple[str, str, str]:
     return before, inside, after
 
 
-def stale(found: list[Run], readme: Path = README, goals_file: Path = goals.OUT, folder: Path = PLOTS) -> list[str]:
+def texts(found: list[Run]) -> dict[Path, str]:
+    before, _, after = parts_of(README.read_text(encoding="utf-8"))
+    return {
+        README: before + BEGIN + "\n" + section(found) + END + after,
+        RESULTS: results_text(found),
+        goals.OUT: goals.text(found),
+    }
+
+
+def stale(found: list[Run]) -> list[str]:
     """Files that are not what the results make of them."""
     wanted = {f"{plot.name}.svg": plot.digest for run in found for plot in drawn(run)}
-    names = [name for name, digest in wanted.items() if plots.digest_in(folder / name) != digest]
-    names += [path.name for path in folder.glob("*.svg") if path.name not in wanted]
-    if parts_of(readme.read_text(encoding="utf-8"))[1] != section(found):
-        names.append(readme.name)
-    if not goals_file.exists() or goals_file.read_text(encoding="utf-8") != goals.text(found):
-        names.append(goals_file.name)
+    names = [name for name, digest in wanted.items() if plots.digest_in(PLOTS / name) != digest]
+    names += [path.name for path in PLOTS.glob("*.svg") if path.name not in wanted]
+    for path, text in texts(found).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            names.append(path.name)
     return sorted(names)
 
 
 def write(found: list[Run]) -> None:
-    before, _, after = parts_of(README.read_text(encoding="utf-8"))
-    README.write_text(before + BEGIN + "\n" + section(found) + END + after, encoding="utf-8")
-    goals.OUT.write_text(goals.text(found), encoding="utf-8")
-    pictures = [plot for run in found for plot in drawn(run)]
+    for path, text in texts(found).items():
+        path.write_text(text, encoding="utf-8")
+    drawings = [plot for run in found for plot in drawn(run)]
     for path in PLOTS.glob("*.svg"):
         path.unlink()
-    if pictures:
-        plots.write(pictures, PLOTS, png=False)
+    if drawings:
+        plots.write(drawings, PLOTS, png=False)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -37,10 +37,19 @@ def test_machines_stand_side_by_side():
         run([(problem, 2.0)], "quick", threads) for problem, threads in ((LSTM, 1), (GRU, 1), (LSTM, 2))
     )
     one.results.environment["cpu"], other.results.environment["cpu"] = "AMD EPYC family 25 model 17", "another"
-    table, headings, of_two, _ = readme.quick_tables([one, other, more])
+    table, of_two = readme.quick_tables([one, other, more])
     assert table.splitlines()[0] == "| `quick` | Zen 4, 1 thread | another, 1 thread |"
     assert f"| {LSTM.name[:-6]} | 1.01 (2.00) |  |" in table and f"| {GRU.name[:-6]} |  | 1.01 (2.00) |" in table
-    assert len(headings.splitlines()) == 2 and "GRU" in of_two and of_two.count("2.00") == 1
+    assert "GRU" in of_two and of_two.count("2.00") == 1
+
+
+def test_the_overview_counts_a_problem_once_by_the_latest():
+    wide = dataclasses.replace(LSTM, batch=256)
+    older, newer = run([(LSTM, 8.0), (wide, 1.5)]), run([(LSTM, 6.0), (GRU, 2.0)])
+    older.results.created, newer.results.created = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
+    for found in ([older, newer], [newer, older]):
+        (row,) = readme.overview(found).splitlines()[2:]
+        assert "| 3.00 (1.50 of 2) |  | 2.00 (2.00 of 1) |  |  |  |" in row
 
 
 def cells(work, wanted, runs):
@@ -64,26 +73,23 @@ def test_stale_figures_are_noticed(tmp_path, monkeypatch):
     fresh = run([(LSTM, 2.0), (dataclasses.replace(LSTM, hidden=512), 2.0)])
     texts, plots, where = tmp_path / "README.md", tmp_path / "plots", tmp_path / "GOALS.md"
     texts.write_text(f"before\n{readme.BEGIN}\n{readme.END}\nafter\n")
-    for name, value in (("README", texts), ("PLOTS", plots)):
+    for name, value in (("README", texts), ("RESULTS", tmp_path / "RESULTS.md"), ("PLOTS", plots)):
         monkeypatch.setattr(readme, name, value)
     monkeypatch.setattr(goals, "OUT", where)
 
-    def stale(runs):
-        return readme.stale(runs, texts, where, plots)
-
     pictures = ["made-up-inference-float32-T100-ratios.svg", "made-up-inference-float32-T100-steps.svg"]
-    assert stale([fresh]) == ["GOALS.md", "README.md", *pictures]
+    assert readme.stale([fresh]) == ["GOALS.md", "README.md", "RESULTS.md", *pictures]
     readme.write([fresh])
-    assert stale([fresh]) == []
+    assert readme.stale([fresh]) == []
     assert texts.read_text().startswith("before\n") and texts.read_text().endswith("after\n")
     for row in fresh.results.rows:
         row.samples = row.samples if row.side == "rnnkern" else [2 * sample for sample in row.samples]
-    assert "README.md" in stale([fresh])
+    assert "README.md" in readme.stale([fresh])
     readme.write([fresh])
     texts.write_text(texts.read_text().replace("4.00", "3.00"))
-    assert stale([fresh]) == ["README.md"]
+    assert readme.stale([fresh]) == ["README.md"]
     readme.write([])
-    assert stale([]) == [] and list(plots.iterdir()) == []
+    assert readme.stale([]) == [] and list(plots.iterdir()) == []
 
 
 def test_a_goal_shows_its_worst_problem():
