@@ -6,7 +6,7 @@
 #include "../cell/gru.h"
 #include "../cell/lstm.h"
 #include "../cell/rnn.h"
-#include "panels.h"
+#include "run_panels.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "gemm.h"
-#include "panels.h"
+#include "run_panels.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

@@ -62,13 +62,14 @@ Way by_units(const Problem& p, int threads) {
   constexpr int64_t kLine = 64;
   int64_t const rows = p.batch * p.groups, size = p.hidden_size * int64_t(size_of(p.dtype)),
                 lines = (size + kLine - 1) / kLine;
+  int const stages = p.cell == CellKind::gru_v1 || p.proj_size > 0 ? 2 : 1;
   Way best{1, std::numeric_limits<double>::infinity()};
   int const most = int(std::min<int64_t>(threads, lines));
   for (int workers = 2, rounds = 1; workers <= most; ++workers) {
     if (workers > 1 << rounds) ++rounds;
     double const part = double((lines + workers - 1) / workers) / lines,
                  others = double(rows * lines) * (p.save ? p.gates() : 1) * (workers - 1) / workers;
-    double const us = step_us(p, rows, p.groups, part) + rounds * kRoundUs + others * kLineUs;
+    double const us = step_us(p, rows, p.groups, part) + stages * rounds * kRoundUs + others * kLineUs;
     if (us * kNearlyBest < best.us) best = {workers, us};
   }
   return best;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "gemm.h"
-#include "panels.h"
+#include "run_panels.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
