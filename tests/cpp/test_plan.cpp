@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cpu/share.h"
 #include "cpu/simd.h"
 
 using namespace rnnkern;
@@ -51,8 +52,13 @@ void check_plan(const Problem& p, int threads) {
   expect(made.workers >= 1 && made.workers <= threads, std::to_string(made.workers) + " workers", where);
   expect(made.split == Split::none || made.workers > 1, "one worker has nobody to share with", where);
   expect(made.split != Split::rows || p.batch * p.groups >= made.workers, "some workers have no row", where);
-  int64_t const lines = (p.hidden_size * int64_t(size_of(p.dtype)) + 63) / 64;
-  expect(made.split != Split::units || p.steps == 1 || made.workers <= lines, "some workers have no unit", where);
+  if (made.split == Split::units && p.steps > 1) {  // vectors of 64 bytes, that AVX-512 has
+    int64_t const lanes = 64 / (p.dtype == Dtype::float64 ? 8 : 4), blocks = (p.hidden_size + lanes - 1) / lanes;
+    bool const two_stages = p.cell == CellKind::gru_v1;
+    int const forward = two_stages ? 2 : int(p.gates());
+    for (int gates : {forward, p.save || two_stages ? 1 : forward})
+      expect(panels_of(blocks, 1, gates, 8, made.workers, p.batch) >= made.workers, "some workers have no unit", where);
+  }
   expect(made.floor_us > 0, "no time", where);
   expect(made.rejected.size() + 1 == strategies().size(), "a strategy is neither chosen nor rejected", where);
   for (const auto& [strategy, reason] : made.rejected) {
@@ -114,7 +120,29 @@ void check_many_threads() {
   Plan const units = plan(layer(CellKind::lstm, 100, 16, 512, 512), 16);
   expect(units.split == Split::units, "each of 16 threads reads 4 MB in each step", where);
   Plan const brief = plan(layer(CellKind::lstm, 4, 64, 64, 64), 64);
-  expect(brief.workers > 1 && brief.workers < 32, std::to_string(brief.workers) + " threads for 70 us of work", where);
+  expect(brief.workers > 1 && brief.workers < 32, std::to_string(brief.workers) + " threads for 0.14 ms", where);
+  Plan const step = plan(layer(CellKind::lstm, 1, 8, 1024, 1024), 16);
+  expect(step.split == Split::units && step.workers == 8, "one worker runs the one step", where);
+  Problem pair = layer(CellKind::lstm, 100, 2, 112, 112);
+  pair.save = true;
+  for (int threads : {2, 3, 16}) expect(plan(pair, threads).split == Split::units, "two rows, two workers", where);
+}
+
+void check_panels() {
+  for (int64_t blocks : {1, 2, 7, 8, 9, 16, 33, 64})
+    for (int64_t heads : {1, 3})
+      for (int gates : {1, 2, 3, 4})
+        for (int64_t rows : {1, 16})
+          for (int workers : {1, 2, 3, 5, 8, 16, 64}) {
+            std::string const where = std::to_string(heads) + " times " + std::to_string(blocks) + " blocks of " +
+                                      std::to_string(gates) + " gates, " + std::to_string(workers) + " workers";
+            int64_t const panels = panels_of(blocks, heads, gates, 8, workers, rows), most = 8 / gates;
+            expect(panels >= 1 && panels <= blocks && panels * most >= blocks, "not that many panels", where);
+            // As many as the workers can share evenly, as far as there are blocks.
+            int64_t const a_panel = gates == 1 && rows == 1 ? 2 : 1, whole = std::max<int64_t>(1, blocks / a_panel);
+            expect(heads * panels >= std::min<int64_t>(workers, heads * whole), "workers without a panel", where);
+            expect(workers == 1 || heads > 1 || panels % workers == 0 || panels >= whole, "uneven", where);
+          }
 }
 
 // One turn's gates, whatever the number of steps; what is kept for backward is a result, what is made again is not.
@@ -182,9 +210,9 @@ int main() {
         for (int64_t hidden : {1, 33, 256, 1024}) {
           for (int threads : {1, 2, 3, 64}) {
             for (int64_t groups : {1, 2}) {
-              for (Dtype dtype : {Dtype::float64, Dtype::float16}) {
+              for (Dtype dtype : {Dtype::float64, Dtype::float32, Dtype::float16}) {
                 Problem p = layer(cell, steps, batch, 40, hidden);
-                p.groups = groups, p.dtype = dtype;
+                p.groups = groups, p.dtype = dtype, p.save = plans % 5 > 2;
                 check_plan(p, threads);
                 ++plans;
               }
@@ -196,6 +224,7 @@ int main() {
   }
   check_sharing();
   check_many_threads();
+  check_panels();
   check_memory();
   check_forcing();
   check_names();

@@ -93,8 +93,8 @@ struct Int8InputProduct {
   int64_t count, gates_stride;
   static constexpr bool own_rows = false;
 
-  static Int8InputProduct make(Platform& platform, const Problem& problem, const Group& group,
-                               const Int8Weight& weight) {
+  static Int8InputProduct make(Platform& platform, const Problem& problem, const Group& group, const Int8Weight& weight,
+                               int workers) {
     int64_t const rows = problem.rows, in = problem.input_size, pitch = quantized_bytes(1, in);
     auto* const bytes = scratch<uint8_t>(platform, rows * pitch);
     auto* const all = scratch<Row>(platform, rows);
@@ -138,7 +138,8 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
     if (projection) own.second = Int8Panels::make(platform, problem.proj_size, 1, 1, hidden, use, weights[g].second);
     state_buffers<Cell, float>(own, problem, groups[g], nullptr, &places, platform);
     own.gates = scratch<float>(platform, turns.steps_together * problem.batch * own.gates_stride);
-    new (&products[g]) Int8InputProduct(Int8InputProduct::make(platform, problem, groups[g], weights[g].input));
+    new (&products[g])
+        Int8InputProduct(Int8InputProduct::make(platform, problem, groups[g], weights[g].input, plan.workers));
   }
   int64_t const lives = count * problem.batch * plan.workers,
                 most =

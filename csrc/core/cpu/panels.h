@@ -48,15 +48,6 @@ struct PanelSet {
     return kMaxAccumulators < 24 && columns == 4 && rows > kMaxAccumulators / 4 ? 2 : columns;
   }
 
-  // How many panels a head's blocks of units are. Workers that share them have as many each where the blocks are
-  // enough; but one column alone would wait for each of its sums.
-  static int64_t panels_of(int64_t blocks, int64_t heads, int gates, int columns, int workers) {
-    int64_t const most = std::max(1, columns / gates), fewest = gates == 1 ? 2 : 1, panels = (blocks + most - 1) / most;
-    if (workers == 1) return panels;
-    int64_t const dealt = (heads * panels + workers - 1) / workers * workers;
-    return std::max(panels, std::min((dealt + heads - 1) / heads, blocks / fewest));
-  }
-
   // T: the weights' type. Few rows need more columns to hide the latency of the sums, and wait for weights that come
   // from beyond the first cache.
   template <class T>
@@ -68,7 +59,7 @@ struct PanelSet {
     bool const few = use.rows <= kFewRows;
     int const columns = std::min(few ? kMaxColumns : kMaxColumns / 2, use.most_columns);
     int64_t const per_head = units / heads, blocks = (per_head + lanes - 1) / lanes,
-                  a_head = panels_of(blocks, heads, gates, columns, use.workers);
+                  a_head = panels_of(blocks, heads, gates, columns, use.workers, use.rows);
     // All gates of the last few units often fit fewer vectors: of 16 lanes, H 129 takes 33 for an LSTM, and not 36. One
     // block alone would wait for its sums as long.
     int const last_units = int(per_head % lanes), last_columns = (last_units * gates + lanes - 1) / lanes;

@@ -28,5 +28,6 @@
 #include "../platform.h"
 #include "../types.h"
 #include "barrier.h"
+#include "share.h"
 #include "simd.h"
 #include "timeline.h"

@@ -57,17 +57,22 @@ Way by_rows(const Problem& p, int threads) {
   return {workers, step_us(p, most, (most + p.batch - 1) / p.batch, 1)};
 }
 
-// Each worker has some whole lines of the states. Backward passes on the gates' gradients, too.
+// A panel of one vector would wait for each of its sums, unless those of several rows are made beside each other.
+int64_t fewest_blocks(int gates, int64_t rows) { return gates == 1 && rows < 4 ? 2 : 1; }
+
+// Each worker has a line of the states at least. Backward passes on the gates' gradients, and has one sum for a unit.
 Way by_units(const Problem& p, int threads) {
   constexpr int64_t kLine = 64;
-  int64_t const rows = p.batch * p.groups, size = p.hidden_size * int64_t(size_of(p.dtype)),
-                lines = (size + kLine - 1) / kLine;
+  int const least_gates = p.save || p.cell == CellKind::gru_v1 ? 1 : int(p.gates());  // of a stage
+  int64_t const rows = p.batch * p.groups, size = p.hidden_size * int64_t(p.int8 ? sizeof(float) : weight_bytes(p)),
+                lines = (size + kLine - 1) / kLine,
+                shares = std::max<int64_t>(1, lines / fewest_blocks(least_gates, p.batch));
   int const stages = p.cell == CellKind::gru_v1 || p.proj_size > 0 ? 2 : 1;
   Way best{1, std::numeric_limits<double>::infinity()};
-  int const most = int(std::min<int64_t>(threads, lines));
+  int const most = int(std::min<int64_t>(threads, shares));
   for (int workers = 2, rounds = 1; workers <= most; ++workers) {
     if (workers > 1 << rounds) ++rounds;
-    double const part = double((lines + workers - 1) / workers) / lines,
+    double const part = double((shares + workers - 1) / workers) / shares,
                  others = double(rows * lines) * (p.save ? p.gates() : 1) * (workers - 1) / workers;
     double const us = step_us(p, rows, p.groups, part) + stages * rounds * kRoundUs + others * kLineUs;
     if (us * kNearlyBest < best.us) best = {workers, us};
@@ -75,7 +80,7 @@ Way by_units(const Problem& p, int threads) {
   return best;
 }
 
-constexpr double kWorthAThread = 0.5e6;   // multiply-adds: 4 us
+constexpr double kWorthAThread = 0.5e6;   // multiply-adds: 8 us
 constexpr double kManyWeights = 0.7e6;    // bytes: more than stay in a second cache beside all else
 constexpr double kFewRows = 8;            // of a thread, at most
 constexpr double kFewRowsPerByte = 3e-6;  // of a thread, for each byte of weights
@@ -90,14 +95,16 @@ constexpr int kFewRowsTrained = 2;
 // which a thread should have then. Backward does more beside reading weights. How few and how many is measured with two
 // Zen 4 threads: with 1 MB of weights 4 rows gain a tenth by units and 16 nothing, while cores of different third
 // caches, which pass on states slowly, lose a tenth; with 4 MB 8 and 16 rows gain 2 %. More threads than two were not
-// measured; what a step would take by units and by rows decides there, and how many of them help.
+// measured; what a step would take by units and by rows decides there, and how many of them help. (Two rows apart are
+// no faster with more threads.)
 void share_work(const Problem& p, int threads, Plan& plan) {
   double const loop = recurrent_work(p), input = double(p.gate_size()) * p.input_size * p.rows * p.groups;
   threads = int(std::min<double>(threads, (loop * p.rows * p.groups + input) / kWorthAThread));
   if (threads <= 1) return;
   int64_t const rows = p.batch * p.groups, at_once = simd_rows_at_once(p.dtype);
   if (p.steps == 1) {
-    if (rows >= threads) plan.split = Split::units, plan.workers = threads;  // one worker alone reads a weight
+    int const workers = int(std::min<int64_t>(threads, rows));
+    if (workers > 1) plan.split = Split::units, plan.workers = workers;  // one worker alone reads a weight
   } else {
     double const bytes = loop * weight_bytes(p);
     bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3), alone = rows < 2 * threads,
@@ -106,7 +113,7 @@ void share_work(const Problem& p, int threads, Plan& plan) {
                on_unit = at_once > 1 && p.batch < threads * at_once;
     Way const shared = by_units(p, threads), apart = by_rows(p, threads);
     if (long_steps && p.groups % threads != 0 && (alone || streams || on_unit) && shared.workers > 1 &&
-        (threads == 2 || shared.us < apart.us)) {
+        (threads == 2 || rows <= 2 || shared.us < apart.us)) {
       plan.split = Split::units, plan.workers = shared.workers;
     } else if (apart.workers > 1) {
       plan.split = Split::rows, plan.workers = apart.workers;
@@ -114,6 +121,13 @@ void share_work(const Problem& p, int threads, Plan& plan) {
   }
   // The input product alone.
   if (plan.split == Split::none && input > 4e6) plan.workers = int(std::min<double>(threads, input / 2e6));
+}
+
+int64_t panels_of(int64_t blocks, int64_t heads, int gates, int columns, int workers, int64_t rows) {
+  int64_t const most = std::max(1, columns / gates), panels = (blocks + most - 1) / most;
+  if (workers == 1) return panels;
+  int64_t const dealt = (heads * panels + workers - 1) / workers * workers;
+  return std::max(panels, std::min((dealt + heads - 1) / heads, blocks / fewest_blocks(gates, rows)));
 }
 
 double simd_floor_us(const Problem& p, int workers) {
