@@ -1,4 +1,7 @@
 # The CUDA part of the core, compiled by nvcc alone: no file that it sees includes torch.
+if(CMAKE_VERSION VERSION_LESS 3.26)
+  message(FATAL_ERROR "CUDA in C++20 needs CMake 3.26, this is ${CMAKE_VERSION}: pip install cmake")
+endif()
 set(CMAKE_CUDA_ARCHITECTURES OFF)  # the -gencode flags below name them, PTX included
 if(NOT CMAKE_CUDA_HOST_COMPILER)
   set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
@@ -16,46 +19,8 @@ else()
   endif()
 endif()
 
-# The flags for a list of entries such as 8.0+PTX, and their names as sm_ and compute_ spell them.
-function(gencode_flags archs flags names)
-  set(all_flags)
-  set(all_names)
-  foreach(arch IN LISTS archs)
-    if(NOT arch MATCHES "^([0-9]+)[.]([0-9])([af]?)([+]PTX)?$")
-      message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST: expected entries such as 8.0, 8.0+PTX or 9.0a, got ${arch}")
-    endif()
-    set(name ${CMAKE_MATCH_1}${CMAKE_MATCH_2}${CMAKE_MATCH_3})
-    list(APPEND all_flags -gencode=arch=compute_${name},code=sm_${name})
-    if(CMAKE_MATCH_4)
-      list(APPEND all_flags -gencode=arch=compute_${name},code=compute_${name})
-    endif()
-    list(APPEND all_names ${name}${CMAKE_MATCH_4})
-  endforeach()
-  string(JOIN "," all_names ${all_names})  # a definition cannot hold a semicolon: CMake splits there
-  set(${flags} ${all_flags} PARENT_SCOPE)
-  set(${names} ${all_names} PARENT_SCOPE)
-endfunction()
-
-# stationary has many and large kernels. They are compiled for 8.0 and up; what is not named here but finds PTX below it,
-# as 12.0 does, uses that.
-set(stationary_archs)
-set(clusters OFF)
-string(REGEX MATCH "[+]PTX" has_ptx "${archs}")
-foreach(arch IN LISTS archs)
-  string(REGEX REPLACE "^(9[.]0|10[.]0)([+]PTX)?$" "\\1a\\2" arch "${arch}")
-  if(arch MATCHES "^[1-7][.]" OR (arch MATCHES "^12[.]" AND has_ptx))
-    continue()
-  endif()
-  list(APPEND stationary_archs ${arch})
-  if(NOT arch MATCHES "^8[.]")
-    set(clusters ON)
-  endif()
-endforeach()
-
-if(NOT stationary_archs)  # the kernels must exist, but their instructions do not below 8.0
-  set(stationary_archs 8.0)
-endif()
-
+include(${CMAKE_CURRENT_LIST_DIR}/archs.cmake)
+stationary_archs_of("${archs}" stationary_archs clusters)
 gencode_flags("${archs}" gencodes arch_names)
 gencode_flags("${stationary_archs}" stationary_gencodes stationary_arch_names)
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/core/cuda/*.cu)

@@ -284,13 +284,13 @@ def _spread(needs: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor 
 
 def _forward_of_batch(options: Options, tensors: Tensors, dims: Sequence[int | None], size: int) -> tuple[Any, Any]:
     batching.check_batch_sizes(dims[5])
-    there = ops.present(options)
+    there, inner = ops.present(options), batching.inner_shape(tensors[0], dims[0])
     if batching.foldable(options, tensors, dims):
         batch = batching.fold(tensors, dims, batching.TENSORS, size)
-        return batching.unfold(_forward(options, batch), there, (*batching.RESULTS, 2), size)
+        return batching.unfold(_forward(options, batch), there, (*batching.RESULTS, 2), size, inner[1])
     members = batching.stack(tensors, dims, options.ensemble, size, keep=5)
     results = _forward(options._replace(ensemble=True), members)
-    return batching.unstack(results, there, options.ensemble, size)
+    return batching.unstack(results, there, options.ensemble, size, inner[0])
 
 
 def _backward_of_batch(
@@ -299,17 +299,15 @@ def _backward_of_batch(
     batching.check_batch_sizes(dims[7 + 5])
     # A folded batch would sum the gradients of shared weights over the vmapped dimension, unless every sample of
     # the batch has its own.
-    of_weights = any(needs[3:])
-    if batching.foldable(options, tensors[7:], dims[7:]) and (
-        not of_weights or batching.is_one_sample(tensors[7], dims[7])
-    ):
+    of_weights, inner = any(needs[3:]), batching.inner_shape(tensors[7], dims[7])
+    if batching.foldable(options, tensors[7:], dims[7:]) and (not of_weights or inner[1] == 1):
         batch = batching.fold(tensors, dims, batching.BACKWARD, size)
         gradients = _backward(options, needs, batch, per_sample=of_weights)
-        states, there = batching.unfold(gradients[:3], needs[:3], (1, 1, 1), size)
+        states, there = batching.unfold(gradients[:3], needs[:3], (1, 1, 1), size, inner[1])
         return (*states, *gradients[3:]), (*there, *(0 if need else None for need in needs[3:]))
     members = batching.stack(tensors, dims, options.ensemble, size, keep=7 + 5)
     gradients = _backward(options._replace(ensemble=True), needs, members)
-    return batching.unstack(gradients, needs, options.ensemble, size)
+    return batching.unstack(gradients, needs, options.ensemble, size, inner[0])
 
 
 # --- the Autograd kernels -------------------------------------------------------------------------------------------

@@ -41,12 +41,12 @@ def _leading(tensor: Tensor, dim: int | None, to: int, size: int) -> Tensor:
     return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
 
 
-def is_one_sample(x: Tensor, dim: int | None) -> bool:
-    """Whether the batch is one sample, apart from the vmapped dimension: of `x [T, B, I]`."""
+def inner_shape(x: Tensor, dim: int | None) -> list[int]:
+    """Apart from the vmapped dimension: `[T, B, I]` of x, of an ensemble `[members, T, B, I]`."""
     shape = list(x.shape)
     if dim is not None:
         del shape[dim]
-    return shape[1] == 1
+    return shape
 
 
 def fold(
@@ -61,12 +61,10 @@ def fold(
 
 
 def unfold(
-    results: Sequence[Tensor], there: Sequence[bool], batch_dims: Sequence[int], size: int
+    results: Sequence[Tensor], there: Sequence[bool], batch_dims: Sequence[int], size: int, batch: int
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     dims = tuple(dim if known else None for known, dim in zip(there, batch_dims, strict=True))
-    unfolded = (
-        r if d is None else r.unflatten(d, (size, r.shape[d] // size)) for r, d in zip(results, dims, strict=True)
-    )
+    unfolded = (r if d is None else r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True))
     return tuple(unfolded), dims
 
 
@@ -82,13 +80,11 @@ def stack(tensors: Tensors, dims: Sequence[int | None], ensemble: bool, size: in
 
 
 def unstack(
-    results: Sequence[Tensor], there: Sequence[bool], ensemble: bool, size: int
+    results: Sequence[Tensor], there: Sequence[bool], ensemble: bool, size: int, members: int
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     dims = tuple(0 if known else None for known in there)
     if ensemble:
-        results = [
-            r.unflatten(0, (size, r.shape[0] // size)) if known else r for r, known in zip(results, there, strict=True)
-        ]
+        results = [r.unflatten(0, (size, members)) if known else r for r, known in zip(results, there, strict=True)]
     return tuple(results), dims
 
 

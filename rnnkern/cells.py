@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rnnkern import autocast, autograd, checks
 from rnnkern.direct import run_cell
+from rnnkern.symbolic import PROXY, node_of
 
 
 class RecurrentCell(torch.nn.RNNCellBase):
@@ -32,9 +33,13 @@ class RecurrentCell(torch.nn.RNNCellBase):
         raise AttributeError(f"{type(self).__name__} has no cell")
 
     def _weights(self) -> list[Tensor]:
-        """The parameters as they are now, in torch's order."""
-        read_once: list[Any] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
-        return read_once if read_once[2] is not None else read_once[:2]
+        """The parameters as they are now, in torch's order; of two biases one may be missing, as in torch's cells."""
+        weights: list[Any] = [self.weight_ih, self.weight_hh]
+        biases: list[Any] = [self.bias_ih, self.bias_hh]
+        there = [bias for bias in biases if bias is not None]
+        if len(there) == 1:
+            biases = [torch.zeros_like(there[0]) if bias is None else bias for bias in biases]
+        return weights + biases if there else weights
 
     def _step(self, input: Tensor, *states: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`(h, c)` after one step from `states`, or from zero; `c` of an LSTM alone."""
@@ -105,6 +110,8 @@ class LSTMCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]:
         """`(h', c')` from `input [B, I]` or `[I]` and `hx = (h, c)`, each `[B, H]` or `[H]`."""
+        if isinstance(input, PROXY) and (node := node_of(self, input, hx)) is not None:
+            return node
         plain = run_cell(self, "lstm", input, hx)
         if plain is not None:
             return plain
@@ -132,6 +139,8 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """`h'` from `input [B, I]` or `[I]` and `hx [B, H]` or `[H]`."""
+        if isinstance(input, PROXY) and (node := node_of(self, input, hx)) is not None:
+            return node
         plain = run_cell(self, "gru", input, hx)
         if plain is not None:
             return plain
@@ -163,6 +172,8 @@ class RNNCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """`h'` from `input [B, I]` or `[I]` and `hx [B, H]` or `[H]`."""
+        if isinstance(input, PROXY) and (node := node_of(self, input, hx)) is not None:
+            return node
         self._check_input(input)
         self._check_hidden(hx)
         if self.nonlinearity not in ("tanh", "relu"):

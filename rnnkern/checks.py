@@ -74,6 +74,8 @@ def check_function_arguments(
             f"got {len(weights)} for {num_layers} x {directions}"
         )
     for index, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weights[{index}]: expected a tensor, got {type(weight).__name__}")
         if index % count < 2 and weight.dim() != 2:
             raise ValueError(f"weights[{index}]: expected 2 dimensions, got {list(weight.shape)}")
     gates = GATES[cell]
@@ -103,9 +105,15 @@ def check_device(x: Tensor, tensor: Tensor, what: str) -> None:
 def check_weights(x: Tensor, weights: Sequence[Tensor]) -> None:
     """Dtypes and devices; the backend."""
     dtype, device = x.dtype, x.device
-    for weight in weights:
-        if weight.dtype != dtype or weight.device != device:
-            _refuse_weights(x, weights)
+    try:
+        for weight in weights:
+            if weight.dtype != dtype or weight.device != device:
+                _refuse_weights(x, weights)
+    except AttributeError:
+        kinds = ", ".join(type(weight).__name__ for weight in weights)
+        raise TypeError(f"all parameters must be tensors, got {kinds}") from None
+    if x.layout != torch.strided:
+        raise TypeError(f"input must be a dense tensor, got one of layout {x.layout}: input.to_dense()")
     if dtype not in DTYPES:
         raise TypeError(f"rnnkern computes in float64, float32, bfloat16 and float16, got parameters of {dtype}")
     if not x.is_cpu and device.type not in BACKENDS:
@@ -137,6 +145,8 @@ def lstm_states(hx: Any, name: str) -> tuple[Tensor, Tensor]:
     """The two states that an LSTM was given."""
     if isinstance(hx, Tensor):
         raise TypeError(f"{name}: hx must be the pair (h_0, c_0), got one tensor of size {list(hx.shape)}")
+    if not isinstance(hx, Sequence):
+        raise TypeError(f"{name}: hx must be the pair (h_0, c_0), got {type(hx).__name__}")
     if len(hx) != 2:
         raise RuntimeError(f"{name} expects two hidden states, got {len(hx)}")
     h, c = hx

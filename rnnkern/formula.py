@@ -76,7 +76,10 @@ def jvp(
         places = [place for place, tangent in enumerate(tangents) if tangent is not None]
         results, pullback = vjp(function_of(tensors, places), [tensors[p] for p in places])
         _, transposed = vjp(lambda *cotangents: pullback(cotangents), [torch.zeros_like(r) for r in results])
-        return transposed(tuple(tangents[p] for p in places))
+        found = transposed(tuple(tangents[p] for p in places))
+        if transforms_active() or any(t is not None and t.requires_grad for t in (*tensors, *tangents)):
+            return found
+        return tuple(t.detach() for t in found)  # the leaves that vjp() made are nobody else's
 
 
 def replaced(tensors: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:

@@ -223,14 +223,16 @@ def _run_packed(
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
     h_0, c_0 = checks.initial_states(hx, cell)
-    if not torch.compiler.is_compiling():
+    if torch.jit.is_tracing():
+        batch: Any = batch_sizes[0]  # so that the trace takes other batches
+    elif not torch.compiler.is_compiling():
         batch = int(batch_sizes[0])
     elif sorted_indices is not None:  # no value of a tensor is known here
         batch = sorted_indices.shape[0]
     elif h_0 is not None:
         batch = h_0.shape[1]
     else:
-        batch = int(batch_sizes[0].item())
+        batch = batch_sizes[0].item()
     mask = None if reset_mask is None else checks.checked_packed_reset_mask(reset_mask, input)
     y, h_n, c_n, sequence = _stack(
         cell, data, h_0, c_0, weights, num_layers, bidirectional, dropout, recurrent_dropout, zoneout, training, heads,

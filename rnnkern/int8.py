@@ -95,6 +95,9 @@ class Weights:
             raise TypeError(f"a layer with int8 weights computes in float32, got an input of {x.dtype}")
         for tensor in (*self.packed, *self.biases):
             check_device(x, tensor, "parameter")
+        for tensor in (*self.packed[1::3], *self.biases):
+            if tensor.dtype != torch.float32:
+                raise TypeError(f"a layer with int8 weights computes in float32, got scales of {tensor.dtype}")
 
 
 def layer(

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import checks, functional
 from rnnkern.direct import infer_step
+from rnnkern.symbolic import PROXY, node_of
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -70,6 +71,8 @@ class Recurrent(torch.nn.RNNBase):
             mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
             device=device, dtype=dtype,
         )  # fmt: skip
+        if heads > 1 and self._split_heads():  # a subclass's reset_parameters() did not
+            self.reset_parameters()
 
     @property
     def _cell(self) -> str:
@@ -81,13 +84,15 @@ class Recurrent(torch.nn.RNNBase):
             self._split_heads()
         super().reset_parameters()
 
-    def _split_heads(self) -> None:
-        """RNNBase makes the recurrent weight dense: gives it the shape `[G*H, H/heads]`, once."""
-        size = self.hidden_size // self.heads
+    def _split_heads(self) -> bool:
+        """RNNBase makes the recurrent weight dense: gives it the shape `[G*H, H/heads]`, once. Whether it did now."""
+        size, dense = self.hidden_size // self.heads, False
         for name in self._flat_weights_names:
             weight = self._parameters.get(name)
             if name.startswith("weight_hh") and weight is not None and weight.shape[1] != size:
                 setattr(self, name, Parameter(weight.new_empty(weight.shape[0], size)))
+                dense = True
+        return dense
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take every parameter where it lies."""
@@ -119,6 +124,10 @@ class Recurrent(torch.nn.RNNBase):
             return_state_sequence: a third result, the cell states (GRU, RNN: the hidden states): `[L*D, T, B, H]`,
                 `[L*D, B, T, H]` when `batch_first`, `[L*D, rows, H]` of a PackedSequence.
         """
+        if isinstance(input, PROXY):
+            options = {"lengths": lengths, "reset_mask": reset_mask, "return_state_sequence": return_state_sequence}
+            if (node := node_of(self, input, hx, **options)) is not None:
+                return node
         weights = self._weights()
         if self.weight_dropout and self.training:
             for index, name in enumerate(self._flat_weights_names):

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnkern import cells, functional, int8, modules
 from rnnkern.convert import M, as_ours, check_is_module, compiled_inside, other_meaning, plain_class, replace
 from rnnkern.direct import infer_step
+from rnnkern.symbolic import PROXY, node_of
 
 
 class QuantizedLayer(nn.Module):
@@ -33,6 +34,7 @@ class QuantizedLayer(nn.Module):
         self.input_size, self.hidden_size, self.proj_size = layer.input_size, layer.hidden_size, layer.proj_size
         self.num_layers, self.bidirectional, self.heads = layer.num_layers, bool(layer.bidirectional), layer.heads
         self.bias, self.batch_first, self.zoneout = bool(layer.bias), layer.batch_first, layer.zoneout
+        self.mode, self.dropout = layer.mode, layer.dropout  # to be read, as the float layer's
         directions = ("", "_reverse") if self.bidirectional else ("",)
         suffixes = [f"l{index}{direction}" for index in range(self.num_layers) for direction in directions]
         weights = layer._weights()
@@ -67,6 +69,10 @@ class QuantizedLayer(nn.Module):
         return_state_sequence: bool = False,
     ) -> tuple[Any, ...]:
         """As `rnnkern.LSTM.forward`, on float32: `(output, hx)`, and the states after every step if asked for."""
+        if isinstance(input, PROXY):
+            options = {"lengths": lengths, "reset_mask": reset_mask, "return_state_sequence": return_state_sequence}
+            if (node := node_of(self, input, hx, **options)) is not None:
+                return node
         return functional.run(
             self._cell, input, hx, self._weights(), self.num_layers, self.bidirectional, self.batch_first, 0.0, 0.0,
             self.zoneout, False, self.heads, False, lengths, reset_mask, return_state_sequence,

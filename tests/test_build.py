@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -132,3 +133,27 @@ def test_nvcc_of_another_cuda_is_named(build, monkeypatch, tmp_path):
     monkeypatch.delenv("RNNKERN_CUDA", raising=False)
     text = message(build.find_nvcc, CUDA_TORCH)
     assert f"{nvcc} is of CUDA 12.4, but torch was built with CUDA 13.0" in text
+
+
+@pytest.mark.parametrize(("archs", "stationary"), [
+    ("7.5;8.0+PTX;9.0;10.0;12.0", "8.0+PTX;9.0a;10.0a"),
+    ("8.0+PTX;9.0a", "8.0+PTX;9.0a"),
+    ("12.0+PTX", "12.0+PTX"),
+    ("7.5;8.0;8.6;9.0;10.0;12.0+PTX", "8.0;8.6;9.0a;10.0a;12.0+PTX"),
+    ("9.0+PTX;12.0", "9.0a+PTX;12.0"),
+    ("7.0;7.5+PTX", "8.0"),
+])  # fmt: skip
+def test_every_gpu_from_8_0_on_finds_code_of_the_large_kernels(tmp_path, archs, stationary):
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+    if cmake is None:
+        pytest.skip("there is no cmake")
+    script = tmp_path / "show.cmake"
+    script.write_text(
+        f'include("{ROOT}/cmake/archs.cmake")\n'
+        f'stationary_archs_of("{archs}" found clusters)\n'
+        'gencode_flags("${found}" flags names)\n'
+        'message(NOTICE "${found} ${clusters}")\n'
+    )
+    result = subprocess.run([cmake, "-P", script], capture_output=True, text=True, check=True)
+    clusters = "ON" if any(not arch.startswith("8.") for arch in stationary.split(";")) else "OFF"
+    assert result.stderr.strip() == f"{stationary} {clusters}"

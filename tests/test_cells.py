@@ -63,6 +63,18 @@ def test_outputs_and_gradients_equal_torchs(name, variant, batched, dtype, devic
     assert_equal_to_torch(ours, theirs, x, dtype=dtype)
 
 
+@every_cell
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
+def test_one_of_two_biases_may_be_missing(name, missing):
+    ours, theirs = pair(name)
+    for cell in (ours, theirs):
+        setattr(cell, missing, None)
+    assert_equal_to_torch(ours, theirs, *inputs(name))
+    x, hx = inputs(name)
+    with torch.no_grad():
+        assert_close(tensors_of(ours(x, hx)), tensors_of(theirs(x, hx)))
+
+
 @every_case
 def test_parameters_and_repr_are_torchs(name, variant):
     ours, theirs = pair(name, **variant)

@@ -260,6 +260,34 @@ DTYPES_AND_DEVICES = {
     ),
 }
 
+WHAT_IS_NO_TENSOR = {
+    "state's type": (
+        lambda: LSTM(5, 8)(X, 0),
+        TypeError,
+        "lstm: hx must be the pair (h_0, c_0), got int",
+    ),
+    "a parameter that is None": (
+        lambda: without(GRU(5, 8), "bias_hh_l0")(X),
+        TypeError,
+        "all parameters must be tensors, got Parameter, Parameter, Parameter, NoneType",
+    ),
+    "a weight that is None": (
+        lambda: rnnkern.functional.gru(X, None, [torch.zeros(24, 5), torch.zeros(24, 8), None, None]),
+        TypeError,
+        "weights[2]: expected a tensor, got NoneType",
+    ),
+    "a sparse input": (
+        lambda: rnnkern.GRUCell(5, 8)(X[0].to_sparse()),
+        TypeError,
+        "input must be a dense tensor, got one of layout torch.sparse_coo: input.to_dense()",
+    ),
+    "quantised weights in another dtype": (
+        lambda: no_grad(lambda: rnnkern.quantize_dynamic(LSTM(5, 8)).half()(X)),
+        TypeError,
+        "a layer with int8 weights computes in float32, got scales of torch.float16",
+    ),
+}
+
 LENGTHS_AND_MASKS = {
     "negative length": (
         lambda: LSTM(5, 8)(X, lengths=torch.tensor([1, 2, -3, 4])),
@@ -333,7 +361,12 @@ LENGTHS_AND_MASKS = {
     ),
 }
 
-ALL = {**SIZES, **DTYPES_AND_DEVICES, **LENGTHS_AND_MASKS}
+ALL = {**SIZES, **DTYPES_AND_DEVICES, **WHAT_IS_NO_TENSOR, **LENGTHS_AND_MASKS}
+
+
+def without(module, name):
+    module.register_parameter(name, None)
+    return module
 
 
 def no_grad(function):

@@ -5,9 +5,10 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnkern
-from comparison import assert_close, outputs_and_gradients, pair, states
+from comparison import assert_close, outputs_and_gradients, pair, states, tensors_of
 from helpers import Layer, inputs_of, problem, two_cells
 from layer_inputs import every_layer, padded
 
@@ -73,6 +74,23 @@ def test_an_exported_layer_trains(name, device):
     x, *rest = arguments_of(module.layer, 9, 3, device)
     found = outputs_and_gradients(program.module(), x.requires_grad_(), *rest)
     assert_close(found, outputs_and_gradients(module, x, *rest))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@every_layer
+def test_a_packed_sequence_exports_without_indices_and_states(name, strict, device):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = getattr(rnnkern, name)(5, 8, dtype=torch.float64, device=device)
+
+        def forward(self, data, batch_sizes):
+            y, hx = self.layer(PackedSequence(data, batch_sizes))
+            return y.data, hx
+
+    model, (data, batch_sizes, *_) = Model(), pack_padded_sequence(padded(device=device), [6, 4, 3, 1])
+    program = torch.export.export(model, (data, batch_sizes), strict=strict)
+    assert_close(tensors_of(program.module()(data, batch_sizes)), tensors_of(model(data, batch_sizes)))
 
 
 class Tagger(nn.Module):

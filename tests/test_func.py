@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch.autograd import functional
+from torch.autograd import forward_ad, functional
 from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, jvp, stack_module_state, vmap
 
 import rnnkern
@@ -186,6 +186,38 @@ def test_per_sample_gradients_of_every_kind_of_layer(name, option, device):
             [*alone[0].values(), *alone[1:]],
             gradient=True,
         )
+
+
+@every_layer
+def test_no_samples_and_no_members_have_no_gradients(name, device):
+    """As a batch drawn for differential privacy may be empty."""
+    layer = getattr(rnnkern, name)(5, 8, device=device)
+    parameters = {key: value.detach() for key, value in layer.named_parameters()}
+
+    def run(values, x):
+        return functional_call(layer, values, (x,))[0]
+
+    def loss(values, x):
+        return run(values, x).square().sum()
+
+    found = vmap(grad(loss), (None, 1))(parameters, torch.randn(6, 0, 5, device=device))
+    assert {key: value.shape for key, value in found.items()} == {k: (0, *v.shape) for k, v in parameters.items()}
+    none = {key: value.new_empty(0, *value.shape) for key, value in parameters.items()}
+    x = torch.randn(6, 2, 5, device=device)
+    assert vmap(run, (0, None))(none, x).shape == (0, 6, 2, 8)
+    found = vmap(grad(loss), (0, None))(none, x)
+    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in none.items()}
+
+
+@every_layer
+def test_a_tangent_needs_a_gradient_where_something_does(name, device):
+    x = torch.randn(6, 4, 5, device=device)
+    for needed in (False, True):
+        layer = getattr(rnnkern, name)(5, 8, device=device).requires_grad_(needed)
+        with forward_ad.dual_level():
+            y, _ = layer(forward_ad.make_dual(x, torch.ones_like(x)))
+            tangent = forward_ad.unpack_dual(y).tangent
+        assert tangent.requires_grad == needed
 
 
 @every_layer

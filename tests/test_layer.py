@@ -97,6 +97,15 @@ def test_results_in_16_bits_are_rounded_to_the_nearest(dtype, isa):
     assert torch.equal(y, x.float().sum(2, keepdim=True).to(dtype).expand(-1, -1, 40))
 
 
+def test_relus_gradient_hides_no_nan(device):
+    layer = rnnkern.RNN(2, 8, nonlinearity="relu", device=device)
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.tensor([3e38, -3e38]))
+    y, _ = layer(torch.full((1, 1, 2), 10.0, device=device))  # infinity less infinity
+    y.sum().backward()
+    assert y.isnan().all() and layer.bias_ih_l0.grad.isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("steps", [1, 3])
 @every_cell

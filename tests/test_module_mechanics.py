@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.testing._internal.logging_tensor import LoggingTensor
 
 import rnnkern
@@ -260,6 +260,24 @@ def test_grad_and_jvp_of_torch_func(name):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@every_layer
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_trace_of_a_packed_sequence_takes_other_sizes(name, in_order):
+    class Model(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, lengths):
+            y, hx = self.layer(pack_padded_sequence(x, lengths, enforce_sorted=in_order))
+            return pad_packed_sequence(y)[0], hx
+
+    ours, theirs = (Model(layer) for layer in pair(name, 5, 8, 2, bidirectional=True))
+    traced = torch.jit.trace(ours, (padded(), torch.tensor([6, 4, 3, 1])), check_trace=False)
+    x, lengths = padded(steps=9, batch=3), torch.tensor([9, 2, 2])
+    assert_close(tensors_of(traced(x, lengths)), tensors_of(theirs(x, lengths)))
+
+
 @every_layer
 def test_a_trace_with_gradients_can_be_saved_and_trained(name):
     traces = []

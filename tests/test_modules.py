@@ -267,3 +267,16 @@ def test_a_forward_written_like_torchs_finds_its_methods(name):
     assert_close(layer(x, hx), getattr(rnnkern, name).forward(layer, x, swapped))
     with pytest.raises(RuntimeError, match="Expected hidden"):
         layer(x[:, :1], hx)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_heads_are_split_whatever_a_subclass_does_to_reset_parameters(name):
+    class Own(getattr(rnnkern, name)):
+        def reset_parameters(self):
+            for parameter in self.parameters():
+                torch.nn.init.constant_(parameter, 0.25)
+
+    layer = Own(6, 8, heads=2, bidirectional=True)
+    assert layer(torch.randn(5, 3, 6))[0].shape == (5, 3, 16)
+    assert layer.weight_hh_l0.shape[1] == 4
+    assert all((parameter == 0.25).all() for parameter in layer.parameters())

@@ -271,6 +271,14 @@ def test_a_model_is_copied_and_its_layers_swapped_once():
     assert repr(rnnkern.quantize_dynamic(quantised)) == repr(quantised)
 
 
+def test_it_says_what_the_float_layer_says():
+    for layer in (rnnkern.LSTM(5, 8, 2, dropout=0.5, bidirectional=True), rnnkern.RNN(5, 8, nonlinearity="relu")):
+        quantised = rnnkern.quantize_dynamic(layer)
+        for name in ("mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
+                     "bidirectional", "proj_size"):  # fmt: skip
+            assert getattr(quantised, name) == getattr(layer, name)
+
+
 def test_what_cannot_be_quantised_is_named_and_left():
     class Own(torch.nn.LSTM):
         pass
@@ -314,7 +322,7 @@ def test_wrong_inputs_raise():
         ours(torch.randn(3, 2, 19))
     with pytest.raises(RuntimeError, match="hidden"):
         ours(torch.randn(3, 2, 20), (torch.zeros(1, 3, 48),) * 2)
-    with pytest.raises(TypeError, match="bias_ih: expected dtype Float, got Half"):
+    with pytest.raises(TypeError, match="computes in float32, got scales of torch.float16"):
         copy.deepcopy(ours).half()(torch.randn(3, 2, 20))
     for elsewhere in (copy.deepcopy(ours).to("meta"), copy.deepcopy(ours)):
         elsewhere.bias_ih_l0 = elsewhere.bias_ih_l0.to("meta")

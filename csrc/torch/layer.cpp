@@ -343,8 +343,8 @@ template <class Body>
 void run_cuda(Layer& layer, Sweep sweep, Body&& body) {
   int const device = layer.owned[0].device().index();
   layer.problem.tf32 = layer.problem.dtype == Dtype::float32 && rnn_tf32_allowed();  // the plan depends on it
+  TorchCudaPlatform platform(device);                                                // makes the device the current one
   auto const plan = cuda_plan(layer.problem, sweep, device_facts(device));
-  TorchCudaPlatform platform(device);
   body(std::as_const(layer.problem), *plan, platform);
 }
 

@@ -96,6 +96,10 @@ void check_unsupported() {
   refuses(other, kH100, "nothing to do");
   other = p, other.batch = other.rows = 0;
   refuses(other, kA100, "nothing to do");
+  other = p, other.groups = 0;
+  refuses(other, kH100, "nothing to do");
+  other = layer(CellKind::lstm, 1, 1, Dtype::float16, int64_t(1) << 31);
+  refuses(other, kH100, "32 bits");
   DeviceFacts nothing = kA100;
   nothing.shared_bytes = 0;
   refuses(p, nothing, "shared memory");

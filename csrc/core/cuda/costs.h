@@ -68,7 +68,7 @@ inline Costs costs(const DeviceFacts& device) {
     c.mma_issue = 16, c.gemm_rate = 512, c.fma_lanes = 64;  // these three: data sheets
   } else if (device.capability == 80) {
     c.mma_issue = 8, c.gemm_rate = 1024, c.fma_lanes = 64;
-  } else if (device.capability != 90 && device.capability != 100) {
+  } else if (device.capability / 10 != 9 && device.capability / 10 != 10) {
     c.mma_issue = 32, c.gemm_rate = 256;  // GPUs for desktops, summing in float32
   }
   return c;

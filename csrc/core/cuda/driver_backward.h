@@ -22,13 +22,13 @@ void Driver<Cell, T, ForEach>::backward(const Group& group, const GroupGradients
   }
 
   int64_t const last = group.reverse ? 0 : T_ - 1, stride = group.reverse ? 1 : -1;
-  for_each_(B_, H_, BeginBackward<T>{h, c, typed(gradients.d_h_n), typed(gradients.d_c_n)});
+  for_each_(B_, std::max(H_, R_), BeginBackward<T>{h, c, typed(gradients.d_h_n), typed(gradients.d_c_n)});
   for (int64_t step = 0; step < T_; ++step) {
     backward_step(group, course_at(group, last + step * stride), h, c, buffers, step_buffers);
     h.product = step_buffers.product;
   }
   FinishBackward<T> finish{course_at(group, last + T_ * stride), h, c, typed(gradients.d_h_0), typed(gradients.d_c_0)};
-  for_each_(B_, H_, finish);
+  for_each_(B_, std::max(H_, R_), finish);
   this->parameter_gradients(group, gradients, buffers);
 }
 

@@ -25,7 +25,7 @@ void Driver<Cell, T, ForEach>::forward(const Group& group) {
   }
 
   int64_t const first = group.reverse ? T_ - 1 : 0, stride = group.reverse ? -1 : 1;
-  for_each_(B_, H_, Begin<T>{course_at(group, first), h, c, typed(group.h_0), typed(group.c_0)});
+  for_each_(B_, std::max(H_, R_), Begin<T>{course_at(group, first), h, c, typed(group.h_0), typed(group.c_0)});
   for (int64_t step = 0; step < T_; ++step) {
     int64_t const t = first + step * stride;
     if (step % buffer.steps == 0) {
@@ -33,7 +33,7 @@ void Driver<Cell, T, ForEach>::forward(const Group& group) {
     }
     forward_step(group, course_at(group, t), gates, h, c, inner, product);
   }
-  for_each_(B_, H_, Finish<T>{h.state, c, typed(group.h_n), typed(group.c_n)});
+  for_each_(B_, std::max(H_, R_), Finish<T>{h.state, c, typed(group.h_n), typed(group.c_n)});
 }
 
 // `inner` [B, H]: h before its projection; gru_v1's r * operand.

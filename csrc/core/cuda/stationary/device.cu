@@ -2,6 +2,7 @@
 
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 
 #include "../launch.cuh"
@@ -22,9 +23,11 @@ int attribute(cudaDeviceAttr name, int device) {
 // The architecture whose code would run here; 0: there is none. PTX of an older one counts as that.
 int code_capability() {
   cudaFuncAttributes attributes = {};
-  if (cudaFuncGetAttributes(&attributes, kProbe) == cudaSuccess) return attributes.ptxVersion;
-  cudaGetLastError();  // forgets the error
-  return 0;
+  cudaError_t const error = cudaFuncGetAttributes(&attributes, kProbe);
+  if (error == cudaSuccess) return attributes.ptxVersion;
+  cudaGetLastError();  // forgets it
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) return 0;
+  throw std::runtime_error(std::string("rnnkern: nothing could be asked of CUDA: ") + cudaGetErrorString(error));
 }
 
 // Clusters of blocks that fill a multiprocessor each and run here at once: not every part of a GPU, or of a shared one,
@@ -54,10 +57,25 @@ struct Known {
   DeviceFacts facts;
 };
 
+// Makes a device the current one for its life. To set the one that is would make a context there.
+class Current {
+ public:
+  explicit Current(int device) : device_(device) {
+    cudaGetDevice(&before_);
+    if (before_ != device_) cudaSetDevice(device_);
+  }
+  Current(const Current&) = delete;
+  ~Current() {
+    if (before_ != device_) cudaSetDevice(before_);
+  }
+
+ private:
+  int const device_;
+  int before_ = 0;
+};
+
 void ask(int device, Known& known) {
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(device);
+  Current const current(device);
   cudaDeviceProp properties = {};
   if (cudaGetDeviceProperties(&properties, device) == cudaSuccess) known.name = properties.name;
   DeviceFacts& facts = known.facts;
@@ -75,7 +93,6 @@ void ask(int device, Known& known) {
   if (code == 0) facts.shared_bytes = 0;  // nothing fits: stepwise
   if (attribute(cudaDevAttrCooperativeLaunch, device) == 0) facts.multiprocessors = 0;
   if (code >= 90 && attribute(cudaDevAttrClusterLaunch, device) != 0) ask_clusters(facts);
-  cudaSetDevice(before);
 }
 
 }  // namespace
@@ -85,7 +102,13 @@ const DeviceFacts& device_facts(int device) {
   static std::map<int, Known> known;  // a map's elements stay where they are
   std::lock_guard const lock(mutex);
   auto const [place, fresh] = known.try_emplace(device);
-  if (fresh) ask(device, place->second);
+  if (!fresh) return place->second.facts;
+  try {
+    ask(device, place->second);
+  } catch (...) {
+    known.erase(place);
+    throw;
+  }
   return place->second.facts;
 }
 

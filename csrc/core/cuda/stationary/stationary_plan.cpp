@@ -20,7 +20,8 @@ std::string unsupported(const Problem& p, Exchange exchange, const DeviceFacts& 
   if (p.dtype == Dtype::float64) return "has no float64 kernels";
   if (p.cell == CellKind::gru_v1) return "gru_v1 has two products a step";
   if (p.proj_size > 0) return "a projection is a second product a step";
-  if (p.steps == 0 || p.batch == 0 || p.hidden_size == 0) return "nothing to do";
+  if (p.steps == 0 || p.batch == 0 || p.hidden_size == 0 || p.groups == 0) return "nothing to do";
+  if (p.steps > std::numeric_limits<int>::max()) return "counts steps in 32 bits";
   if (exchange == Exchange::cluster && device.max_cluster < 2) return "no clusters on this GPU";
   return "";
 }
