@@ -89,14 +89,13 @@ constexpr int kFewRowsTrained = 2;
 
 }  // namespace
 
-// Threads share rows, each has some, or units, where a step is long enough to pay for a barrier; and nothing where the
-// whole call is shorter than waking a thread takes. A row alone waits for its weights, where each thread could read a
-// part of them for all rows; a few rows do for many weights; and a matrix unit takes several rows in the time of one,
-// which a thread should have then. Backward does more beside reading weights. How few and how many is measured with two
-// Zen 4 threads: with 1 MB of weights 4 rows gain a tenth by units and 16 nothing, while cores of different third
-// caches, which pass on states slowly, lose a tenth; with 4 MB 8 and 16 rows gain 2 %. More threads than two were not
-// measured; what a step would take by units and by rows decides there, and how many of them help. (Two rows apart are
-// no faster with more threads.)
+// Threads share rows; or units, where a step is long enough to pay for its barriers; or nothing, where the whole call
+// is shorter than waking them takes. Units: a row alone waits for its weights, of which each thread could read a part
+// for all rows; so do a few rows with many weights; and a matrix unit takes several rows in the time of one, which a
+// thread should have then. Backward does more beside reading weights. How few and how many was measured with two Zen 4
+// threads: with 1 MB of weights 4 rows gain a tenth by units and 16 nothing, while cores of different third caches,
+// which pass on states slowly, lose a tenth; with 4 MB 8 and 16 rows gain 2 %. With more threads, which were not
+// measured, the shorter step decides (but for two rows, which more threads than two would not make faster apart).
 void share_work(const Problem& p, int threads, Plan& plan) {
   double const loop = recurrent_work(p), input = double(p.gate_size()) * p.input_size * p.rows * p.groups;
   threads = int(std::min<double>(threads, (loop * p.rows * p.groups + input) / kWorthAThread));
