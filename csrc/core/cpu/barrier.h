@@ -24,8 +24,9 @@ bool spin_until(Condition condition, int spins = kSpins) {
 }
 
 // By dissemination (Hensgen, Finkel and Manber 1988): in round r each worker tells the one 2^r places on that it, and
-// all that it has heard of, have arrived. Nobody waits longer than log2(workers) messages, and each line has one writer
-// and one reader; a counter would go round all workers one after the other.
+// all that it has heard of, have arrived. Each line has one writer and one reader, and nobody waits for more than
+// log2(workers) messages one after the other, where a counter goes round all workers; with more workers than
+// processors, though, each of those may wait for the scheduler.
 class Barrier {
  public:
   struct alignas(64) Line {

@@ -99,8 +99,9 @@ struct Int8InputProduct {
     auto* const bytes = scratch<uint8_t>(platform, rows * pitch);
     auto* const all = scratch<Row>(platform, rows);
     for (int64_t i = 0; i < rows; ++i) all[i] = {static_cast<const float*>(group.x) + i * in, bytes + i * pitch, 0};
-    return {Int8Panels::make(platform, problem.hidden_size, 1, int(problem.gates()), in, {.rows = rows}, weight), all,
-            rows, scratch_gates_stride(problem)};
+    PanelUse const use{.rows = rows, .workers = workers};
+    return {Int8Panels::make(platform, problem.hidden_size, 1, int(problem.gates()), in, use, weight), all, rows,
+            scratch_gates_stride(problem)};
   }
 
   void pack(int worker, int workers) const {
