@@ -36,11 +36,7 @@ SIZES = {
         ValueError,
         "RNN: Expected input to be 2D or 3D, got 4D tensor instead",
     ),
-    "input size": (
-        lambda: GRU(7, 8)(X),
-        RuntimeError,
-        "input.size(-1) must be equal to input_size. Expected 7, got 5",
-    ),
+    "input size": (lambda: GRU(7, 8)(X), RuntimeError, "input.size(-1) must be equal to input_size. Expected 7, got 5"),
     "packed input size": (
         lambda: LSTM(7, 8)(PACKED),
         RuntimeError,
@@ -56,11 +52,7 @@ SIZES = {
         RuntimeError,
         "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2-D) tensors",
     ),
-    "three states": (
-        lambda: LSTM(5, 8)(X, (H, H, H)),
-        RuntimeError,
-        "lstm expects two hidden states, got 3",
-    ),
+    "three states": (lambda: LSTM(5, 8)(X, (H, H, H)), RuntimeError, "lstm expects two hidden states, got 3"),
     "three states, no gradient": (
         lambda: no_grad(lambda: LSTM(5, 8)(X, (H, H, H))),
         RuntimeError,
@@ -111,11 +103,7 @@ SIZES = {
         RuntimeError,
         "Expected hidden[1] size (1, 4, 8), got [1, 4, 3]",
     ),
-    "state's layers": (
-        lambda: GRU(5, 8, 2)(X, H),
-        RuntimeError,
-        "Expected hidden size (2, 4, 8), got [1, 4, 8]",
-    ),
+    "state's layers": (lambda: GRU(5, 8, 2)(X, H), RuntimeError, "Expected hidden size (2, 4, 8), got [1, 4, 8]"),
     "packed state's batch": (
         lambda: LSTM(5, 8)(PACKED, (H[:, :2], H[:, :2])),
         RuntimeError,
@@ -261,11 +249,7 @@ DTYPES_AND_DEVICES = {
 }
 
 WHAT_IS_NO_TENSOR = {
-    "state's type": (
-        lambda: LSTM(5, 8)(X, 0),
-        TypeError,
-        "lstm: hx must be the pair (h_0, c_0), got int",
-    ),
+    "state's type": (lambda: LSTM(5, 8)(X, 0), TypeError, "lstm: hx must be the pair (h_0, c_0), got int"),
     "a parameter that is None": (
         lambda: without(GRU(5, 8), "bias_hh_l0")(X),
         TypeError,
