@@ -138,7 +138,8 @@ def heading(run: Run) -> str:
 LEGEND = (
     "µs a time step: the median; ×: how many times faster rnnkern is, the median over pairs of samples that were "
     "taken right after each other; float32 and input size = H unless a row says otherwise, as is T 100. The better "
-    "peer: the faster of torch.nn and ONNX Runtime; on a GPU torch.nn."
+    "peer: the faster of torch.nn and ONNX Runtime, which does inference in float32 alone; in training, in bfloat16 "
+    "and on a GPU torch.nn."
 )
 
 
@@ -160,18 +161,23 @@ def section(found: list[Run]) -> str:
     ]
     if grid:
         parts += [
-            "On a CPU, over all that was measured of `grid` (H 32 to 1024, B 1 to 256): × the better peer, geometric "
-            "mean (the lowest of how many problems).",
+            "On a CPU, over all that was measured of `grid` (H 32 to 1024, B 1 to 256, bfloat16 B 1 and 16): × the "
+            "better peer, geometric mean (the lowest of how many problems).",
             overview(grid),
         ]
     parts.append(
-        "µs a step, and in brackets how many times faster than torch.nn and, where it was measured, than ONNX Runtime."
+        "µs a step, and in brackets how many times faster than torch.nn and, where it was measured, than ONNX Runtime. "
+        "The columns are of different commits, which RESULTS.md names."
     )
     parts += quick_tables([run for run in found if run.suite == "quick"])
     for run in newest(grid):
         parts += pictures(run, "benchmarks/results/plots")
     for run in gpu:
-        parts += [f"{heading(run)}.", summary(run), *pictures(run, "benchmarks/results/plots")]
+        parts += [
+            f"{heading(run)} (slower: the 95 % interval of the ratio begins below {SLOWER}).",
+            summary(run),
+            *pictures(run, "benchmarks/results/plots"),
+        ]
     if not gpu:
         parts.append("No GPU figure yet.")
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -5,8 +5,8 @@ python benchmarks/report.py results.json
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -133,4 +133,6 @@ def print_report(results: Results, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    print_report(Results.load(Path(sys.argv[1])), Console())
+    parser = argparse.ArgumentParser(description="The table of a file of results.")
+    parser.add_argument("results", type=Path)
+    print_report(Results.load(parser.parse_args().results), Console())

@@ -44,4 +44,4 @@ def cast(
     c_0 = None if c_0 is None else low(c_0)
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms_active()
     low_weight = low_once if cache and torch.is_grad_enabled() and not traced else low
-    return low(x), h_0, c_0, [low_weight(weight) for weight in weights]
+    return low(x), h_0, c_0, [w if w is None else low_weight(w) for w in weights]

@@ -145,7 +145,7 @@ def lstm_states(hx: Any, name: str) -> tuple[Tensor, Tensor]:
     """The two states that an LSTM was given."""
     if isinstance(hx, Tensor):
         raise TypeError(f"{name}: hx must be the pair (h_0, c_0), got one tensor of size {list(hx.shape)}")
-    if not isinstance(hx, Sequence):
+    if not hasattr(hx, "__len__"):
         raise TypeError(f"{name}: hx must be the pair (h_0, c_0), got {type(hx).__name__}")
     if len(hx) != 2:
         raise RuntimeError(f"{name} expects two hidden states, got {len(hx)}")

@@ -126,7 +126,7 @@ class Recurrent(torch.nn.RNNBase):
         """
         if isinstance(input, PROXY):
             options = {"lengths": lengths, "reset_mask": reset_mask, "return_state_sequence": return_state_sequence}
-            if (node := node_of(self, input, hx, **options)) is not None:
+            if (node := node_of(self, Recurrent.forward, input, hx, **options)) is not None:
                 return node
         weights = self._weights()
         if self.weight_dropout and self.training:

@@ -71,7 +71,7 @@ class QuantizedLayer(nn.Module):
         """As `rnnkern.LSTM.forward`, on float32: `(output, hx)`, and the states after every step if asked for."""
         if isinstance(input, PROXY):
             options = {"lengths": lengths, "reset_mask": reset_mask, "return_state_sequence": return_state_sequence}
-            if (node := node_of(self, input, hx, **options)) is not None:
+            if (node := node_of(self, QuantizedLayer.forward, input, hx, **options)) is not None:
                 return node
         return functional.run(
             self._cell, input, hx, self._weights(), self.num_layers, self.bidirectional, self.batch_first, 0.0, 0.0,

@@ -3,23 +3,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.fx
+from torch.fx import proxy
 
-PROXY: Any = torch.fx.Proxy
+from rnnkern.torch_private import GLOBAL_HOOKS, MODULE_HOOKS
+
+PROXY: Any = proxy.Proxy
 
 
-def node_of(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+def node_of(module: torch.nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The node of a call with these arguments, where the input is a `Proxy`; defaults need not stand in it.
 
     Returns:
         None where the layer itself is what is traced.
+
+    Raises:
+        TraceError: where a call of the module runs more than the method `forward`, which the node would run again.
     """
     tracer = args[0].tracer
-    if getattr(tracer, "root", None) is module:
+    if getattr(tracer, "root", None) is module or not hasattr(tracer, "path_of_module"):
         return None
+    extended = type(module).forward is not forward or "forward" in vars(module)
+    if extended or any(getattr(module, hooks) for hooks in MODULE_HOOKS) or any(GLOBAL_HOOKS):
+        name = tracer.path_of_module(module)
+        raise proxy.TraceError(
+            f"{name}: a subclass of rnnkern's layers, or one with hooks, is traced as a leaf alone: "
+            "give a torch.fx.Tracer whose is_leaf_module() takes it"
+        )
     while len(args) > 1 and args[-1] is None:
         args = args[:-1]
     given = {name: value for name, value in kwargs.items() if value is not None and value is not False}

@@ -255,6 +255,11 @@ WHAT_IS_NO_TENSOR = {
         TypeError,
         "all parameters must be tensors, got Parameter, Parameter, Parameter, NoneType",
     ),
+    "a parameter that is None, under autocast": (
+        lambda: torch.autocast("cpu", torch.bfloat16)(without(GRU(5, 8), "bias_hh_l0"))(X),
+        TypeError,
+        "all parameters must be tensors, got Tensor, Tensor, Tensor, NoneType",
+    ),
     "a weight that is None": (
         lambda: rnnkern.functional.gru(X, None, [torch.zeros(24, 5), torch.zeros(24, 8), None, None]),
         TypeError,

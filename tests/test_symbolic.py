@@ -59,3 +59,29 @@ def test_a_layer_alone_is_no_leaf_of_itself():
     for module in (rnnkern.GRU(5, 8), nn.GRU(5, 8)):
         with pytest.raises(torch.fx.proxy.TraceError):
             torch.fx.symbolic_trace(module)
+
+
+class Twice(rnnkern.LSTM):
+    def forward(self, x, hx=None):
+        y, hx = super().forward(2 * x, hx)
+        return y + 1, hx
+
+
+def hooked():
+    layer = rnnkern.GRU(5, 8)
+    layer.register_forward_hook(lambda module, arguments, results: (2 * results[0], results[1]))
+    return layer
+
+
+@pytest.mark.parametrize("make", [lambda: Twice(5, 8), hooked])
+def test_what_runs_more_than_the_layer_is_a_leaf_where_the_tracer_says_so(make):
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, rnnkern.modules.Recurrent)
+
+    model = nn.Sequential(make())
+    with pytest.raises(torch.fx.proxy.TraceError, match="0: a subclass of rnnkern's layers, or one with hooks"):
+        torch.fx.symbolic_trace(model)
+    traced = torch.fx.GraphModule(model, Tracer().trace(model))
+    x = torch.randn(6, 3, 5)
+    assert torch.equal(traced(x)[0], model(x)[0])

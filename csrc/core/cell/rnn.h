@@ -32,7 +32,7 @@ struct RnnCell {
     if (activation == Activation::tanh) {
       dgx[0] = d_out[0] * (V(1) - h * h);
     } else if (activation == Activation::relu) {
-      dgx[0] = positive(h, d_out[0], h * V(0));  // NaN passes
+      dgx[0] = positive(h, d_out[0], h * V(0));  // NaN stays; torch.nn passes d_out
     } else {
       dgx[0] = d_out[0] * h * (V(1) - h);
     }
