@@ -147,10 +147,6 @@ def pictures(run: Run, folder: str) -> list[str]:
     return [f"![{plot.kind}: {plot.title}]({folder}/{plot.name}.svg)" for plot in drawn(run)]
 
 
-def newest(found: list[Run]) -> list[Run]:
-    return sorted(found, key=lambda run: run.results.created)[-1:]
-
-
 def section(found: list[Run]) -> str:
     """What stands between the two marks of README."""
     grid = [run for run in found if run.suite == "grid" and run.device == "cpu"]
@@ -164,14 +160,13 @@ def section(found: list[Run]) -> str:
             "On a CPU, over all that was measured of `grid` (H 32 to 1024, B 1 to 256, bfloat16 B 1 and 16): × the "
             "better peer, geometric mean (the lowest of how many problems).",
             overview(grid),
+            *pictures(max(grid, key=lambda run: run.results.created), "benchmarks/results/plots"),
         ]
     parts.append(
         "µs a step, and in brackets how many times faster than torch.nn and, where it was measured, than ONNX Runtime. "
         "The columns are of different commits, which RESULTS.md names."
     )
     parts += quick_tables([run for run in found if run.suite == "quick"])
-    for run in newest(grid):
-        parts += pictures(run, "benchmarks/results/plots")
     for run in gpu:
         parts += [
             f"{heading(run)} (slower: the 95 % interval of the ratio begins below {SLOWER}).",

@@ -124,10 +124,13 @@ class Recurrent(torch.nn.RNNBase):
             return_state_sequence: a third result, the cell states (GRU, RNN: the hidden states): `[L*D, T, B, H]`,
                 `[L*D, B, T, H]` when `batch_first`, `[L*D, rows, H]` of a PackedSequence.
         """
-        if isinstance(input, PROXY):
-            options = {"lengths": lengths, "reset_mask": reset_mask, "return_state_sequence": return_state_sequence}
-            if (node := node_of(self, Recurrent.forward, input, hx, **options)) is not None:
-                return node
+        if isinstance(input, PROXY) and (
+            node := node_of(
+                self, Recurrent.forward, input, hx, lengths=lengths, reset_mask=reset_mask,
+                return_state_sequence=return_state_sequence,
+            )
+        ) is not None:  # fmt: skip
+            return node
         weights = self._weights()
         if self.weight_dropout and self.training:
             for index, name in enumerate(self._flat_weights_names):

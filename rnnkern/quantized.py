@@ -69,10 +69,13 @@ class QuantizedLayer(nn.Module):
         return_state_sequence: bool = False,
     ) -> tuple[Any, ...]:
         """As `rnnkern.LSTM.forward`, on float32: `(output, hx)`, and the states after every step if asked for."""
-        if isinstance(input, PROXY):
-            options = {"lengths": lengths, "reset_mask": reset_mask, "return_state_sequence": return_state_sequence}
-            if (node := node_of(self, QuantizedLayer.forward, input, hx, **options)) is not None:
-                return node
+        if isinstance(input, PROXY) and (
+            node := node_of(
+                self, QuantizedLayer.forward, input, hx, lengths=lengths, reset_mask=reset_mask,
+                return_state_sequence=return_state_sequence,
+            )
+        ) is not None:  # fmt: skip
+            return node
         return functional.run(
             self._cell, input, hx, self._weights(), self.num_layers, self.bidirectional, self.batch_first, 0.0, 0.0,
             self.zoneout, False, self.heads, False, lengths, reset_mask, return_state_sequence,

@@ -28,52 +28,50 @@ struct StepwiseRunner {
   }
 };
 
+// A case outside of the drawn ones; the sizes that `change` does not set are 1.
+template <class Change>
+int check_one(const std::string& name, CellKind cell, Rows rows, uint64_t seed, Change change) {
+  Case c;
+  c.name = name;
+  c.backend = Backend::cuda;
+  c.setting.cell = cell;
+  c.setting.T = c.setting.B = c.setting.I = c.setting.H = 1;
+  change(c);
+  Random random(seed);
+  set_rows(c, rows, random);
+  Check(c).run(StepwiseRunner());
+  return 1;
+}
+
 // More rows than one level, and than two levels, of the sums of the bias gradients take.
 int check_many_rows() {
-  for (int64_t batch : {129, 33000}) {
-    Case c;
-    c.name = "many rows, batch " + std::to_string(batch);
-    c.backend = Backend::cuda;
-    c.setting.cell = CellKind::gru;
-    c.setting.T = c.setting.I = c.setting.H = 1;
-    c.setting.B = batch;
-    Random random(7);
-    set_rows(c, Rows::plain, random);
-    Check(c).run(StepwiseRunner());
-  }
-  return 2;
+  int cases = 0;
+  for (int64_t batch : {129, 33000})
+    cases += check_one("many rows, batch " + std::to_string(batch), CellKind::gru, Rows::plain, 7,
+                       [&](Case& c) { c.setting.B = batch; });
+  return cases;
 }
 
 // More steps than one upload of a packed sequence's offsets carries.
 int check_many_steps() {
-  for (bool reverse : {false, true}) {
-    Case c;
-    c.name = "many packed steps";
-    c.backend = Backend::cuda;
-    c.setting.cell = CellKind::lstm;
-    c.setting.T = 600, c.setting.B = 3, c.setting.I = 1, c.setting.H = 2;
-    c.setting.reverse = reverse;
-    c.mode = Mode::recompute;
-    Random random(8);
-    set_rows(c, Rows::packed, random);
-    Check(c).run(StepwiseRunner());
-  }
-  return 2;
+  int cases = 0;
+  for (bool reverse : {false, true})
+    cases += check_one("many packed steps", CellKind::lstm, Rows::packed, 8, [&](Case& c) {
+      c.setting.T = 600, c.setting.B = 3, c.setting.H = 2;
+      c.setting.reverse = reverse;
+      c.mode = Mode::recompute;
+    });
+  return cases;
 }
 
 // A projection to more than the hidden size, which the functions take though no module makes it.
 int check_wide_projections() {
-  for (int64_t projection : {5, 9}) {
-    Case c;
-    c.name = "projection " + std::to_string(projection);
-    c.backend = Backend::cuda;
-    c.setting.cell = CellKind::lstm;
-    c.setting.T = 3, c.setting.B = 2, c.setting.I = 2, c.setting.H = 4, c.setting.P = projection;
-    Random random(9);
-    set_rows(c, Rows::plain, random);
-    Check(c).run(StepwiseRunner());
-  }
-  return 2;
+  int cases = 0;
+  for (int64_t projection : {5, 9})
+    cases += check_one("projection " + std::to_string(projection), CellKind::lstm, Rows::plain, 9, [&](Case& c) {
+      c.setting.T = 3, c.setting.B = c.setting.I = 2, c.setting.H = 4, c.setting.P = projection;
+    });
+  return cases;
 }
 
 }  // namespace
