@@ -30,6 +30,10 @@ class Run:
         return "cuda" if self.results.environment.get("gpu") else "cpu"
 
     @property
+    def machine(self) -> str:
+        return self.results.machine
+
+    @property
     def threads(self) -> int:
         return self.results.environment["threads"]
 
@@ -70,7 +74,7 @@ def runs(folder: Path = FOLDER) -> list[Run]:
         one = Results.load(path)
         facts = one.environment
         part = [one.arguments.get(name) for name in ("only", "dtype", "mode")]
-        kind = (one.suite, *part, facts.get("gpu") or facts["cpu"], facts["threads"])
+        kind = (one.suite, *part, one.machine, facts["threads"])
         groups.setdefault(kind, {}).setdefault(facts.get("code") or one.commit or "", []).append((path, one))
     found = []
     for versions in groups.values():

@@ -68,8 +68,7 @@ def about(run: str, results: Results) -> str:
     limits = describe_limits(results.limits)
     lines = [f"{name}: {json.dumps(value) if isinstance(value, dict) else value}" for name, value in facts.items()]
     lines.append(f"arguments: {json.dumps(results.arguments)}")
-    where = facts.get("gpu") or facts["cpu"]
-    heading = f"{run}: suite {results.suite}, {where}, {facts['threads']} threads, torch {facts['torch']}"
+    heading = f"{run}: suite {results.suite}, {results.machine}, {facts['threads']} threads, torch {facts['torch']}"
     items = "".join(f"<li>{html.escape(line)}</li>" for line in [*([limits] if limits else []), *lines])
     return f"<details><summary>{html.escape(heading)}</summary><ul>{items}</ul></details>"
 

@@ -45,17 +45,21 @@ def quick_cell(problem: Problem, sides: dict[str, list]) -> str:
     return f"{micro(ours, problem.steps)} ({', '.join(digits(ratio.value) for ratio in ratios if ratio)})"
 
 
+def quick_table(found: list[Run]) -> str:
+    """A column for each run."""
+    measured = [dict(run.problems()) for run in found]
+    problems = dict.fromkeys([*select("quick", found[0].device), *(problem for one in measured for problem in one)])
+    rows = [
+        [short_name(problem), *(quick_cell(problem, one[problem]) if problem in one else "" for one in measured)]
+        for problem in problems
+    ]
+    return table(["`quick`", *(run.where for run in found)], rows)
+
+
 def quick_tables(found: list[Run]) -> Iterator[str]:
     """A table for each number of threads, with a column for each machine."""
-    for device, threads in dict.fromkeys((run.device, run.threads) for run in found):
-        here = [run for run in found if (run.device, run.threads) == (device, threads)]
-        measured = [dict(run.problems()) for run in here]
-        problems = list(dict.fromkeys([*select("quick", device), *(problem for one in measured for problem in one)]))
-        rows = [
-            [short_name(problem), *(quick_cell(problem, one[problem]) if problem in one else "" for one in measured)]
-            for problem in problems
-        ]
-        yield table(["`quick`", *(run.where for run in here)], rows)
+    for kind in dict.fromkeys((run.device, run.threads) for run in found):
+        yield quick_table([run for run in found if (run.device, run.threads) == kind])
 
 
 def overview(found: list[Run]) -> str:
@@ -127,7 +131,7 @@ def heading(run: Run) -> str:
     facts, arguments = run.results.environment, run.results.arguments
     count = len({row.repeat for row in run.results.rows})
     loads = [one["load"] for one in run.results.sittings] or [facts["load"]]
-    name = facts.get("gpu") or facts["cpu"]
+    name = run.machine
     return (
         f"`{run.what}`, {run.where}{'' if name in run.where else f' ({name})'}, torch {facts['torch']}, commit "
         f"{run.results.version}, {count} process{'es' if count > 1 else ''}, at most "
@@ -151,6 +155,7 @@ def section(found: list[Run]) -> str:
     """What stands between the two marks of README."""
     grid = [run for run in found if run.suite == "grid" and run.device == "cpu"]
     gpu = [run for run in found if run.suite == "gpu"]
+    quick = [run for run in found if run.suite == "quick"]
     parts = [
         f"{LEGEND} All tables, plots, machines and commits: [RESULTS.md](benchmarks/RESULTS.md); what each goal asks, "
         "and why some are missed: [GOALS.md](benchmarks/GOALS.md)."
@@ -162,11 +167,13 @@ def section(found: list[Run]) -> str:
             overview(grid),
             *pictures(max(grid, key=lambda run: run.results.created), "benchmarks/results/plots"),
         ]
-    parts.append(
-        "µs a step, and in brackets how many times faster than torch.nn and, where it was measured, than ONNX Runtime. "
-        "The columns are of different commits, which RESULTS.md names."
-    )
-    parts += quick_tables([run for run in found if run.suite == "quick"])
+    if quick:
+        newest = max(quick, key=lambda run: run.results.created).machine
+        parts += [
+            "µs a step, and in brackets how many times faster than torch.nn and, where it was measured, than ONNX "
+            "Runtime; other machines stand in RESULTS.md.",
+            quick_table([run for run in quick if run.machine == newest]),
+        ]
     for run in gpu:
         parts += [
             f"{heading(run)} (slower: the 95 % interval of the ratio begins below {SLOWER}).",

@@ -111,8 +111,7 @@ def print_report(results: Results, console: Console) -> None:
         console.print(line, highlight=False, markup=False)
 
     facts = results.environment
-    where = facts.get("gpu") or facts["cpu"]
-    say(f"{where}, {facts['threads']} threads, torch {facts['torch']}, rnnkern {facts['rnnkern']}")
+    say(f"{results.machine}, {facts['threads']} threads, torch {facts['torch']}, rnnkern {facts['rnnkern']}")
     if line := describe_limits(results.limits):
         say(line)
     if facts["load"] > 0.5 * facts["cores"]:

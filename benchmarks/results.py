@@ -98,6 +98,10 @@ class Results:
         return "; ".join(f"{name} was {before}, is {after}" for name, before, after in pairs if before != after)
 
     @property
+    def machine(self) -> str:
+        return self.environment.get("gpu") or self.environment["cpu"]
+
+    @property
     def where(self) -> str:
         """The machine, and on a CPU how many of its threads."""
         cpu, threads = self.environment["cpu"], self.environment["threads"]

@@ -36,11 +36,20 @@ def test_machines_stand_side_by_side():
     one, other, more = (
         run([(problem, 2.0)], "quick", threads) for problem, threads in ((LSTM, 1), (GRU, 1), (LSTM, 2))
     )
-    one.results.environment["cpu"], other.results.environment["cpu"] = "AMD EPYC family 25 model 17", "another"
+    one.results.environment["cpu"], other.results.environment["cpu"] = ZEN4, "another"
     table, of_two = readme.quick_tables([one, other, more])
     assert table.splitlines()[0] == "| `quick` | Zen 4, 1 thread | another, 1 thread |"
     assert f"| {LSTM.name[:-6]} | 1.01 (2.00) |  |" in table and f"| {GRU.name[:-6]} |  | 1.01 (2.00) |" in table
     assert "GRU" in of_two and of_two.count("2.00") == 1
+
+
+def test_readme_shows_the_machine_that_was_measured_last():
+    old, one, two = run([(LSTM, 3.0)], "quick"), run([(LSTM, 2.0)], "quick"), run([(LSTM, 4.0)], "quick", threads=2)
+    for found, cpu, day in ((old, "another", 1), (one, ZEN4, 1), (two, ZEN4, 2)):
+        found.results.environment["cpu"], found.results.created = cpu, f"2026-01-0{day}T00:00:00Z"
+    shown = readme.section([old, one, two])
+    assert "| `quick` | Zen 4, 1 thread | Zen 4, 2 threads |" in shown and "another" not in shown
+    assert f"| {LSTM.name[:-6]} | 1.01 (2.00) | 1.01 (4.00) |" in shown
 
 
 def test_the_overview_counts_a_problem_once_by_the_latest():
@@ -59,6 +68,7 @@ def cells(work, wanted, runs):
     return line.cells()[3:]
 
 
+ZEN4 = "AMD EPYC family 25 model 17"
 LSTM, GRU = Problem("lstm", 256, 64, 100), Problem("gru", 256, 64, 100)
 
 
