@@ -93,11 +93,10 @@ def torch_options(torch, nvcc):
         includes.append(pybind11.get_include())
     if nvcc:  # headers of cuBLAS and the like, which pip installs beside torch
         includes += map(str, Path(torch.__file__).parents[1].glob("nvidia/*/include"))
-    suffix = ".dylib" if sys.platform == "darwin" else ".so"
     lib = Path(torch.__file__).parent / "lib"
     options = {
         "RNNKERN_TORCH_INCLUDES": ";".join(includes),
-        "RNNKERN_TORCH_LIBRARIES": ";".join(f"{lib}/lib{name}{suffix}" for name in libraries),
+        "RNNKERN_TORCH_LIBRARIES": ";".join(f"{lib}/lib{name}.so" for name in libraries),
         "RNNKERN_MODULE_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
         "RNNKERN_CUDA": "ON" if nvcc else "OFF",
     }

@@ -22,7 +22,7 @@ endif()
 include(${CMAKE_CURRENT_LIST_DIR}/archs.cmake)
 stationary_archs_of("${archs}" stationary_archs clusters)
 gencode_flags("${archs}" gencodes arch_names)
-gencode_flags("${stationary_archs}" stationary_gencodes stationary_arch_names)
+gencode_flags("${stationary_archs}" stationary_gencodes unused)
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/core/cuda/*.cu)
 file(GLOB stationary_sources CONFIGURE_DEPENDS csrc/core/cuda/stationary/*.cu)
 set_source_files_properties(${cuda_sources} PROPERTIES COMPILE_OPTIONS "${gencodes}")
@@ -31,7 +31,7 @@ target_sources(rnnkern_core PRIVATE ${cuda_sources} ${stationary_sources})
 target_compile_options(rnnkern_core PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr;--extended-lambda;-ftz=true;--threads=4>)  # archs side by side
 target_compile_definitions(rnnkern_core PUBLIC
-  RNNKERN_WITH_CUDA "RNNKERN_CUDA_ARCHS=\"${arch_names}\"" "RNNKERN_STATIONARY_ARCHS=\"${stationary_arch_names}\""
+  RNNKERN_WITH_CUDA "RNNKERN_CUDA_ARCHS=\"${arch_names}\""
   $<$<BOOL:${clusters}>:RNNKERN_WITH_CLUSTERS>
   RNNKERN_CUDA_VERSION="${CUDAToolkit_VERSION_MAJOR}.${CUDAToolkit_VERSION_MINOR}")
 target_link_libraries(rnnkern_core PUBLIC CUDA::cudart)

@@ -30,30 +30,35 @@ _NAMES = {cls.__name__ for cls in _SWAPPED}
 def convert(module: M, *, inplace: bool = True) -> M:
     """Swaps every torch.nn recurrent layer and cell under `module`; a layer that stands in two places stays one.
 
-    The new layers hold the same `Parameter` objects, so optimisers, hooks, tied weights and parametrisations survive.
-    What cannot be swapped is left as it is and named by a UserWarning. A layer that also stands in a list, tuple or
-    dictionary that is an attribute of a module is swapped there too.
+    They change their class and nothing else: whatever refers to one (an attribute, a list, a bound method) refers to
+    the swapped layer, and optimisers, hooks, tied weights and parametrisations survive. What cannot be swapped is left
+    as it is and named by a UserWarning.
 
     Args:
         inplace: False works on a deep copy.
 
     Returns:
-        `module`, or the layer that replaces it if it is a recurrent layer itself.
+        `module`; if it is a torch.nn layer or cell itself, another with the same `Parameter` objects, so that the two
+        can be compared.
     """
     check_is_module(module)
     if not inplace:
         module = copy.deepcopy(module)
+    result: nn.Module = module
     reasons: list[str] = []
-    swapped: dict[nn.Module, nn.Module] = {}
     wrapped = compiled_inside(module)
     for path, found in module.named_modules():
-        reason = _swap(found, swapped, wrapped)
-        if reason is not None:
+        cls = _SWAPPED.get(plain_class(found))
+        if reason := _reason_to_leave(found, wrapped):
             reasons.append(f"{path or 'the module itself'} ({type(found).__name__}): {reason}")
-    replace(module, swapped)
+        elif cls is not None and found is module:
+            result = _recast(found, cls)
+            _rebind_hooks(result)
+        elif cls is not None:
+            found.__class__ = _with_parametrisations(cls, found)
     if reasons:
         warnings.warn("rnnkern.convert left as they are: " + "; ".join(reasons), UserWarning, stacklevel=2)
-    return cast("M", swapped.get(module, module))
+    return cast("M", result)
 
 
 def check_is_module(module: Any) -> None:
@@ -61,42 +66,13 @@ def check_is_module(module: Any) -> None:
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__module__}.{type(module).__qualname__}")
 
 
-def replace(module: nn.Module, swapped: dict[nn.Module, nn.Module]) -> None:
-    """Puts the new modules in the old ones' places under `module`: among its children, and in attributes that are plain
-    tuples, lists or dictionaries, as values; for that is what some forward calls."""
-    done: dict[int, tuple[Any, Any]] = {}  # by its id: a container, and what takes its place
-
-    def replaced(value: Any) -> Any:
-        kind = type(value)  # isinstance would ask what a weak proxy stands for
-        if issubclass(kind, nn.Module):
-            return swapped.get(value, value)
-        if not issubclass(kind, (list, tuple, dict)):
-            return value
-        if id(value) in done:
-            return done[id(value)][1]
-        done[id(value)] = value, value  # it may hold itself
-        items = value.items() if issubclass(kind, dict) else enumerate(value)
-        changed = {key: new for key, old in items if (new := replaced(old)) is not old}
-        if kind is tuple:
-            new = tuple(changed.get(index, old) for index, old in enumerate(value)) if changed else value
-            done[id(value)] = value, new
-            return new
-        if not issubclass(kind, tuple):
-            for key, new in changed.items():
-                value[key] = new
-        return value
-
-    for parent in [*module.modules(), *swapped.values()]:
-        replaced(vars(parent))
-
-
 def compiled_inside(module: nn.Module) -> set[nn.Module | None]:
     """The modules that a `torch.compile(it)` under `module` would go on calling, whatever stood in their place."""
     return {compiled_by_torch(found) for found in module.modules()}
 
 
-def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module], wrapped: set[nn.Module | None]) -> str | None:
-    """Adds the replacement of a recurrent module to `swapped`, or says why there is none; see `compiled_inside`."""
+def _reason_to_leave(module: nn.Module, wrapped: set[nn.Module | None]) -> str | None:
+    """Why a recurrent module of torch, or derived from one, cannot be swapped; see `compiled_inside`."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module" if getattr(module, "original_name", None) in _NAMES else None
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
@@ -111,11 +87,7 @@ def _swap(module: nn.Module, swapped: dict[nn.Module, nn.Module], wrapped: set[n
         return "its forward is replaced on the instance"
     if COMPILED in vars(module) or module in wrapped:
         return "it is compiled; compile it after the conversion"
-    if reason := other_meaning(module):
-        return reason
-    swapped[module] = _recast(module, _SWAPPED[cls])
-    _rebind_hooks(swapped[module])
-    return None
+    return other_meaning(module)
 
 
 def other_meaning(module: nn.Module) -> str | None:
@@ -157,11 +129,17 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 
+def _with_parametrisations(cls: type[nn.Module], module: nn.Module) -> type[nn.Module]:
+    """`cls`, or what `torch.nn.utils.parametrize` would derive from it: with a property for each tensor of `module`."""
+    if not parametrize.is_parametrized(module):
+        return cls
+    own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{cls.__name__}", (cls,), own)
+
+
 def _recast(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     """Another module of the class `cls` with the parameters, hooks and attributes of `module`."""
-    if parametrize.is_parametrized(module):  # its class holds a property for each parametrised tensor
-        own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
-        cls = type(f"Parametrized{cls.__name__}", (cls,), own)
+    cls = _with_parametrisations(cls, module)
     result = cls.__new__(cls)
     state = {name: value for name, value in vars(module).items() if name != COMPILED}
     # Handles of hooks refer to the very dictionaries of hooks, so those are shared; the others are the module's own.

@@ -289,7 +289,7 @@ def _stack(
     h: Tensor | None = None
     c: Tensor | None = None
     # The operator takes None for zeros, but not with packed rows, which do not say how many sequences they are of.
-    if h_0 is None and (batch_sizes is not None or isinstance(weights, int8.Weights)):
+    if h_0 is None and batch_sizes is not None:
         h = x.new_zeros((directions, batch, width))
         c = None if not lstm else h if width == hidden else x.new_zeros((directions, batch, hidden))
     elif h_0 is not None:
@@ -313,10 +313,9 @@ def _stack(
                 x, directions, batch, width, hidden if lstm else 0, recurrent_dropout, zoneout, order
             )
         if isinstance(weights, int8.Weights):
-            assert h is not None
             y, h_layer, c_layer, cells = int8.layer(
                 weights.of_layer(layer), x, h, c, lengths, reset_mask, batch_sizes, zoneout, cell=cell,
-                hidden_size=hidden, bidirectional=bidirectional, heads=heads,
+                hidden_size=hidden, proj_size=weights.proj_size, bidirectional=bidirectional, heads=heads,
                 want_cells=lstm and return_state_sequence,
             )  # fmt: skip
         else:

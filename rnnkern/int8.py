@@ -103,7 +103,7 @@ class Weights:
 def layer(
     packed: tuple[list[Tensor], list[Tensor]],
     x: Tensor,
-    h_0: Tensor,
+    h_0: Tensor | None,
     c_0: Tensor | None,
     lengths: Tensor | None,
     reset_mask: Tensor | None,
@@ -112,6 +112,7 @@ def layer(
     *,
     cell: str,
     hidden_size: int,
+    proj_size: int,
     bidirectional: bool,
     heads: int,
     want_cells: bool,
@@ -124,8 +125,8 @@ def layer(
                 "or train the float layer"
             )
     y, h_n, c_n, cells = torch.ops.rnnkern.int8_forward(
-        x, *packed, h_0, c_0, lengths, reset_mask, batch_sizes, zoneout, cell, hidden_size, bidirectional, heads,
-        want_cells,
+        x, *packed, h_0, c_0, lengths, reset_mask, batch_sizes, zoneout, cell, hidden_size, proj_size, bidirectional,
+        heads, want_cells,
     )  # fmt: skip
     lstm = cell == "lstm"
     return y, h_n, c_n if lstm else None, cells if lstm and want_cells else None
@@ -139,11 +140,12 @@ def _needs_gradient(tensor: Tensor) -> bool:
 
 @torch.library.register_fake("rnnkern::int8_forward")
 def _int8_forward_fake(
-    x, weights, biases, h_0, c_0, lengths, reset_mask, batch_sizes, zoneout, cell, hidden_size, bidirectional, heads,
-    want_cells,
+    x, weights, biases, h_0, c_0, lengths, reset_mask, batch_sizes, zoneout, cell, hidden_size, proj_size,
+    bidirectional, heads, want_cells,
 ):  # fmt: skip
-    directions, batch, width = h_0.shape
-    rows = [x.shape[0]] if batch_sizes is not None else [x.shape[0], batch]
+    directions, width = 2 if bidirectional else 1, proj_size or hidden_size
+    batch = x.shape[1] if h_0 is None else h_0.shape[1]
+    rows = x.shape[:-1]
     lstm = cell == "lstm"
     return (
         x.new_empty([*rows, directions * width]),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkern import cells, functional, int8, modules
-from rnnkern.convert import M, as_ours, check_is_module, compiled_inside, other_meaning, plain_class, replace
+from rnnkern import functional, int8, modules
+from rnnkern.convert import M, as_ours, check_is_module, compiled_inside, other_meaning, plain_class
 from rnnkern.direct import infer_step
 from rnnkern.symbolic import PROXY, node_of
 
@@ -116,29 +116,28 @@ def quantize_dynamic(module: M) -> M:
     as it is and named by a UserWarning.
 
     Returns:
-        the copy, or the `QuantizedLayer` that replaces it if it is a recurrent layer itself.
+        the copy, a `QuantizedLayer` if `module` is a recurrent layer itself.
     """
     check_is_module(module)
     module = copy.deepcopy(module)
     reasons: list[str] = []
-    swapped: dict[nn.Module, nn.Module] = {}
     wrapped = compiled_inside(module)
     for path, found in module.named_modules():
         if not isinstance(found, (nn.RNNBase, nn.RNNCellBase)):
             continue
         reason = "it is compiled; compile it after this" if found in wrapped else _why_not(found)
-        if reason is None:
-            swapped[found] = QuantizedLayer(as_ours(found))
+        if reason is None:  # whatever refers to the layer refers to what it becomes
+            found.__dict__ = vars(QuantizedLayer(as_ours(found)))
+            found.__class__ = QuantizedLayer
         else:
             reasons.append(f"{path or 'the module itself'} ({type(found).__name__}): {reason}")
-    replace(module, swapped)
     if reasons:
         warnings.warn("rnnkern.quantize_dynamic left as they are: " + "; ".join(reasons), UserWarning, stacklevel=2)
-    return cast("M", swapped.get(module, module))
+    return module
 
 
 def _why_not(module: nn.Module) -> str | None:
-    if isinstance(module, (nn.RNNCellBase, cells.RecurrentCell)):
+    if isinstance(module, nn.RNNCellBase):
         return "cells keep their float weights, only layers hold int8 ones"
     if plain_class(module) not in (*_KINDS, nn.LSTM, nn.GRU, nn.RNN):
         return "a subclass with its own class"

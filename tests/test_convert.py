@@ -1,8 +1,10 @@
 """`convert` swaps torch.nn's layers for rnnkern's and keeps everything that hangs on them."""
 
 import copy
+import functools
 import warnings
 import weakref
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -79,8 +81,13 @@ def test_an_optimiser_made_before_still_trains_the_model():
     assert not torch.equal(model.blocks[0].weight_ih_l0, before)
 
 
+class Pair(NamedTuple):
+    first: nn.Module
+    second: nn.Module
+
+
 @pytest.mark.parametrize("swap", [rnnkern.convert, rnnkern.quantize_dynamic])
-def test_layers_in_lists_and_dictionaries_of_a_model_are_swapped_there_too(swap):
+def test_whatever_refers_to_a_layer_refers_to_the_swapped_one(swap):
     """As in models from before ModuleList: what its forward calls is not what its children are."""
 
     class Old(nn.Module):
@@ -92,6 +99,9 @@ def test_layers_in_lists_and_dictionaries_of_a_model_are_swapped_there_too(swap)
             self.by_name = {"pair": (self.rnns[0], [self.rnns[1]])}
             self.by_name["itself"] = self.by_name
             self.again = [self.by_name["pair"], weakref.proxy(self.rnns[0])]
+            self.call = functools.partial(self.rnns[0])
+            self.method = self.rnns[1].forward
+            self.named = Pair(*self.rnns)
 
         def forward(self, x):
             for layer in self.rnns:
@@ -104,6 +114,7 @@ def test_layers_in_lists_and_dictionaries_of_a_model_are_swapped_there_too(swap)
     assert old.rnns == [old.rnn0, old.rnn1] == [old.by_name["pair"][0], *old.by_name["pair"][1]]
     assert old.again[0] == old.by_name["pair"]
     assert not any(type(layer) in (nn.LSTM, nn.GRU) for layer in old.rnns)
+    assert old.call.func is old.named.first is old.rnn0 and old.method.__self__ is old.named.second is old.rnn1
     if swap is rnnkern.convert:
         assert_close(old(x), expected, torch.float32)
 

@@ -72,7 +72,7 @@ def by_int8(
     hidden_size = weights[0].shape[0] // reference.GATES[cell]
     return int8.layer(
         (packed, biases), x, h_0, c_0, lengths, reset_mask, batch_sizes, zoneout, cell=cell, hidden_size=hidden_size,
-        bidirectional=bidirectional, heads=heads, want_cells=True,
+        proj_size=weights[-1].shape[0] if count % 2 else 0, bidirectional=bidirectional, heads=heads, want_cells=True,
     )  # fmt: skip
 
 
@@ -124,7 +124,8 @@ def test_extreme_rows():
     x[0, 1], x[0, 2, 7], x[0, 3, 9], x[0, 4] = 0.0, float("nan"), float("inf"), -1e-42
     y, _, _, _ = int8.layer(
         ([data, scale, total, *int8.pack(torch.zeros(1, 1), 1)], []), x, torch.zeros(1, 5, 1), None, None, None, None,
-        0.0, cell="rnn_relu", hidden_size=1, bidirectional=False, heads=1, want_cells=False,
+        0.0, cell="rnn_relu", hidden_size=1, proj_size=0, bidirectional=False, heads=1,
+        want_cells=False,
     )  # fmt: skip
     assert y[0, 0].item() == pytest.approx(6.0 * depth, rel=1e-6)
     assert y[0, 1].item() == 0 and y[0, 4].item() == 0
@@ -373,10 +374,12 @@ def test_the_operator_passes_opcheck(cell, want_cells):
     packed = [part for w in int8.pack_direction(t["weights"], cell, 1).values() for part in w]
     arguments = (
         t["x"], packed, t["weights"][2:4], t["h_0"], t["c_0"], t["lengths"], t["reset_mask"], None, 0.0, cell, 4,
-        False, 1, want_cells,
+        0, False, 1, want_cells,
     )  # fmt: skip
     utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.rnnkern.int8_forward.default, arguments, test_utils=utilities)
+    stateless = (*arguments[:3], None, None, *arguments[5:])
+    for these in (arguments, stateless):
+        torch.library.opcheck(torch.ops.rnnkern.int8_forward.default, these, test_utils=utilities)
 
 
 def test_plan_and_explain_say_int8():

@@ -14,7 +14,6 @@ class Platform {
 
 class CpuPlatform : public Platform {
  public:
-  virtual int max_workers() const = 0;
   // Runs `work(worker, workers)` once on each of `workers` <= wanted threads; all of them run at the same time, so that
   // they may wait for each other. One worker inside a parallel region and after a fork.
   virtual void parallel(int wanted, const std::function<void(int worker, int workers)>& work) = 0;

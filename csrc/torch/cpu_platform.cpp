@@ -92,7 +92,7 @@ void* TorchCpuPlatform::scratch(size_t bytes) {
   return here;
 }
 
-int TorchCpuPlatform::max_workers() const {
+int max_workers() {
 #if AT_PARALLEL_OPENMP
   if (!forked && !at::in_parallel_region()) return at::get_num_threads();
 #endif

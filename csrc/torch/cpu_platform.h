@@ -26,12 +26,14 @@ class Pages {
   size_t size_ = 0;
 };
 
+// How many threads `parallel` can have: one inside a parallel region and after a fork.
+int max_workers();
+
 // Memory comes from what the thread keeps, or is mapped for the call. Threads are torch's.
 class TorchCpuPlatform final : public CpuPlatform {
  public:
   ~TorchCpuPlatform() override;
   void* scratch(size_t bytes) override;
-  int max_workers() const override;
   void parallel(int wanted, const std::function<void(int worker, int workers)>& work) override;
 
  private:

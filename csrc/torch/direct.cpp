@@ -12,7 +12,6 @@ namespace rnnkern {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 Tensor empty_beside(const Tensor& x, at::IntArrayRef sizes) {
   return x.is_cpu() ? Tensor(at::detail::empty_cpu(sizes, x.options())) : at::empty(sizes, x.options());
@@ -73,8 +72,7 @@ Inferred infer(const Tensor& x, const Weights& weights, const OptionalTensor& h_
       h_n = empty_beside(x, {state_rows, batch, size});
       if (facts(problem.cell).has_cell) c_n = empty_beside(x, {state_rows, batch, problem.hidden_size});
     }
-    output = one_step ? empty_beside(x, {batch, directions * size})
-                      : empty_beside(x, {problem.steps, batch, directions * size});
+    output = empty_beside(x, one_step ? Shape{batch, directions * size} : layer.y_shape());
     layer.set_results(output, states_of_layer(h_n, "h_n", l), states_of_layer(c_n, "c_n", l));
     run_forward(layer);
   };
@@ -170,7 +168,7 @@ std::vector<Tensor> cell_backward(const Cell& cell, const std::vector<bool>& nee
 
   std::vector<Tensor> results;
   std::vector<GroupGradients> gradients(1);
-  auto const part = [&](const Tensor& tensor) { return const_cast<void*>(layer.part(tensor, 0, 0)); };
+  auto const part = [&](const Tensor& tensor) { return layer.writable_part(tensor, 0, 0); };
   auto const wanted = [&](const OptionalTensor& like) {
     results.push_back(needs[results.size()] && like ? empty_beside(cell.x, like->sizes()) : Tensor());
     return part(results.back());

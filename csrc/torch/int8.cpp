@@ -1,16 +1,14 @@
 // A layer with int8 weights, and its operator, whose fake is in rnnkern/int8.py.
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <array>
 
-#include "layer.h"
+#include "ops.h"
 
 namespace rnnkern {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // Checks one packed weight: its data, scales and sums.
 class Int8Checker {
@@ -48,6 +46,7 @@ const LayerArguments& checked(const LayerArguments& arguments, at::TensorList we
   at::TensorList const biases = arguments.weights;
   int64_t const directions = arguments.bidirectional ? 2 : 1, per_direction = int64_t(weights.size()) / directions;
   TORCH_CHECK_VALUE(arguments.hidden_size > 0, "hidden_size: expected a positive number, got ", arguments.hidden_size);
+  TORCH_CHECK_VALUE(arguments.proj_size >= 0, "proj_size: expected 0 or a positive number, got ", arguments.proj_size);
   TORCH_CHECK_VALUE(int64_t(weights.size()) == directions * per_direction && (per_direction == 6 || per_direction == 9),
                     "weights: expected 6 or 9 tensors per direction, got ", weights.size(), " for ", directions,
                     " direction(s)");
@@ -82,36 +81,42 @@ Int8Layer::Int8Layer(const LayerArguments& arguments, at::TensorList weights) : 
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> int8_forward(const Tensor& x, at::TensorList weights, at::TensorList biases,
-                                                        const Tensor& h_0, const OptionalTensor& c_0,
+                                                        const OptionalTensor& h_0, const OptionalTensor& c_0,
                                                         const OptionalTensor& lengths, const OptionalTensor& reset_mask,
                                                         const OptionalTensor& batch_sizes, double zoneout,
-                                                        std::string_view cell, int64_t hidden_size, bool bidirectional,
-                                                        int64_t heads, bool want_cells) {
+                                                        std::string_view cell, int64_t hidden_size, int64_t proj_size,
+                                                        bool bidirectional, int64_t heads, bool want_cells) {
   OptionalTensor const none;
-  bool const projection = cell == "lstm" && weights.size() == (bidirectional ? 18 : 9) && h_0.dim() > 0;
-  Int8Layer layer({x, biases, h_0, c_0, lengths, reset_mask, batch_sizes, none, none, none, zoneout, cell,
-                   bidirectional, heads, false, false, hidden_size, projection ? h_0.size(-1) : 0},
-                  weights);
-  Problem const& problem = layer.problem;
-  int64_t const batch = problem.batch, size = problem.state_size(), directions = layer.directions;
-  bool const has_cell = facts(problem.cell).has_cell;
-  auto const options = x.options();
-  auto const absent = [&] { return at::empty({0}, options); };
-  Tensor const y = at::empty(
-      layer.packed ? Shape{problem.rows, directions * size} : Shape{problem.steps, batch, directions * size}, options);
-  Tensor const h_n = at::empty({directions, batch, size}, options);
-  Tensor const c_n = has_cell ? at::empty({directions, batch, hidden_size}, options) : absent();
-  Tensor const cells = has_cell && want_cells ? at::empty(layer.sequence_shape(hidden_size), options) : absent();
-  layer.set_results(y, h_n, c_n, cells);
+  LayerArguments const arguments{
+      .x = x,
+      .weights = biases,
+      .h_0 = h_0,
+      .c_0 = c_0,
+      .lengths = lengths,
+      .reset_mask = reset_mask,
+      .batch_sizes = batch_sizes,
+      .recurrent_mask = none,
+      .zoneout_h = none,
+      .zoneout_c = none,
+      .zoneout = zoneout,
+      .cell = cell,
+      .bidirectional = bidirectional,
+      .heads = heads,
+      .ensemble = false,
+      .hidden_size = hidden_size,
+      .proj_size = proj_size,
+  };
+  Int8Layer layer(arguments, weights);
+  auto const [y, h_n, c_n, cells, gates] = new_results(layer, arguments, want_cells);
   run_forward(layer);
   return {y, h_n, c_n, cells};
 }
 
 TORCH_LIBRARY_FRAGMENT(rnnkern, library) {
   library.def(
-      "int8_forward(Tensor x, Tensor[] weights, Tensor[] biases, Tensor h_0, Tensor? c_0, Tensor? lengths, Tensor? "
-      "reset_mask, Tensor? batch_sizes, float zoneout, str cell, int hidden_size, bool bidirectional, int heads, bool "
-      "want_cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)",
+      "int8_forward(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? h_0, Tensor? c_0, Tensor? lengths, "
+      "Tensor? reset_mask, Tensor? batch_sizes, float zoneout, str cell, int hidden_size, int proj_size, "
+      "bool bidirectional, int heads, bool want_cells) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)",
       {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(rnnkern, CPU, library) { library.impl("int8_forward", int8_forward); }

@@ -19,7 +19,6 @@ namespace rnnkern {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 template <class Run>
 decltype(auto) translate_errors(Run&& run) {
@@ -145,7 +144,13 @@ Shape Layer::shape(std::initializer_list<int64_t> sizes) const {
 }
 
 Shape Layer::sequence_shape(int64_t width) const {
-  return packed ? shape({directions, problem.rows, width}) : shape({directions, problem.steps, problem.batch, width});
+  if (problem.packed) return shape({directions, problem.rows, width});
+  return shape({directions, problem.steps, problem.batch, width});
+}
+
+Shape Layer::y_shape() const {
+  int64_t const width = directions * problem.state_size();
+  return problem.packed ? shape({problem.rows, width}) : shape({problem.steps, problem.batch, width});
 }
 
 const void* Layer::part(const Tensor& tensor, int64_t group, int64_t elements) const {
@@ -161,15 +166,14 @@ const void* Layer::y_part(const Tensor& y, int64_t group) const {
 
 void Layer::set_results(const Tensor& y, const Tensor& h_n, const Tensor& c_n, const Tensor& cells,
                         const Tensor& gates) {
-  auto const writable = [](const void* part) { return const_cast<void*>(part); };
   int64_t const rows = problem.rows, batch = problem.batch, hidden = problem.hidden_size;
   for (int64_t i = 0; i < problem.groups; ++i) {
     Group& group = groups[i];
-    group.y = writable(y_part(y, i));
-    group.h_n = writable(part(h_n, i, batch * problem.state_size()));
-    group.c_n = writable(part(c_n, i, batch * hidden));
-    group.cells = writable(part(cells, i, rows * hidden));
-    group.gates = writable(part(gates, i, rows * problem.saved_size()));
+    group.y = const_cast<void*>(y_part(y, i));
+    group.h_n = writable_part(h_n, i, batch * problem.state_size());
+    group.c_n = writable_part(c_n, i, batch * hidden);
+    group.cells = writable_part(cells, i, rows * hidden);
+    group.gates = writable_part(gates, i, rows * problem.saved_size());
   }
 }
 
@@ -201,7 +205,7 @@ void Layer::read_sizes(at::TensorList weights) {
 Layer::Layer(const LayerArguments& arguments) {
   const Tensor& x = arguments.x;
   ensemble = arguments.ensemble;
-  packed = arguments.batch_sizes.has_value();
+  bool const packed = problem.packed = arguments.batch_sizes.has_value();
   directions = arguments.bidirectional ? 2 : 1;
   CellName const named = translate_errors([&] { return find_name(kCellNames, "cell", arguments.cell); });
   problem.cell = named.kind;
@@ -280,7 +284,7 @@ Layer::Layer(const LayerArguments& arguments) {
     check_batch_sizes(batch_sizes, batch, problem.rows);
     owned.push_back(batch_sizes);
   }
-  problem.packed = packed, problem.lengths = lengths.defined(), problem.reset = reset.defined();
+  problem.lengths = lengths.defined(), problem.reset = reset.defined();
   problem.recurrent_mask = mask.defined();
   problem.zoneout = zone_h.defined() || arguments.zoneout > 0;
 
@@ -392,8 +396,6 @@ void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients) {
     simd_backward(layer.problem, layer.groups, gradients, plan, platform);
   });
 }
-
-int max_workers() { return TorchCpuPlatform().max_workers(); }
 
 bool rnn_tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 

@@ -15,6 +15,7 @@
 namespace rnnkern {
 
 using Shape = at::DimVector;
+using OptionalTensor = std::optional<at::Tensor>;
 
 // Throws what Python shows as ValueError, TypeError or RuntimeError.
 void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
@@ -24,14 +25,14 @@ void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef sh
 struct LayerArguments {
   const at::Tensor& x;
   at::TensorList weights;
-  const std::optional<at::Tensor>& h_0;  // none: both states are zero; not with batch_sizes
-  const std::optional<at::Tensor>& c_0;
-  const std::optional<at::Tensor>& lengths;
-  const std::optional<at::Tensor>& reset_mask;
-  const std::optional<at::Tensor>& batch_sizes;
-  const std::optional<at::Tensor>& recurrent_mask;
-  const std::optional<at::Tensor>& zoneout_h;
-  const std::optional<at::Tensor>& zoneout_c;
+  const OptionalTensor& h_0;  // none: both states are zero; not with batch_sizes
+  const OptionalTensor& c_0;
+  const OptionalTensor& lengths;
+  const OptionalTensor& reset_mask;
+  const OptionalTensor& batch_sizes;
+  const OptionalTensor& recurrent_mask;
+  const OptionalTensor& zoneout_h;
+  const OptionalTensor& zoneout_c;
   double zoneout;
   std::string_view cell;
   bool bidirectional;
@@ -47,7 +48,7 @@ struct LayerArguments {
 struct Layer {
   Problem problem;
   int64_t members = 1, directions = 1, weights_per_direction = 2;
-  bool ensemble = false, packed = false;
+  bool ensemble = false;
   std::vector<Group> groups;
   std::vector<at::Tensor> owned;
 
@@ -57,6 +58,8 @@ struct Layer {
   Shape shape(std::initializer_list<int64_t> sizes) const;
   // [N?, D, T, B, width] or [N?, D, rows, width].
   Shape sequence_shape(int64_t width) const;
+  // [N?, T, B, D * R] or [N?, rows, D * R].
+  Shape y_shape() const;
 
   // A tensor of x's dtype on its device, made dense where it is not, and owned; undefined ones stay so.
   at::Tensor dense(const at::Tensor& tensor, const char* name, at::IntArrayRef shape) {
@@ -67,10 +70,13 @@ struct Layer {
 
   // The group's part of a tensor [N?, D, rows, width]; null if it is empty or absent.
   const void* part(const at::Tensor& tensor, int64_t group, int64_t elements) const;
+  void* writable_part(const at::Tensor& tensor, int64_t group, int64_t elements) const {
+    return const_cast<void*>(part(tensor, group, elements));
+  }
   // The same of y [N?, rows, D * R].
   const void* y_part(const at::Tensor& y, int64_t group) const;
 
-  // Where forward's results go.
+  // Where forward's results go, or stand for backward.
   void set_results(const at::Tensor& y, const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& cells = {},
                    const at::Tensor& gates = {});
 
@@ -89,8 +95,6 @@ struct Int8Layer : Layer {
 void run_forward(Layer& layer);
 void run_forward(Int8Layer& layer);
 void run_backward(Layer& layer, const std::vector<GroupGradients>& gradients);
-
-int max_workers();
 
 // May products of float32 recurrent layers on CUDA round to TF32? By torch.backends.cudnn.rnn.fp32_precision and the
 // settings that it inherits from or that came before it (torch.backends.cudnn.allow_tf32).

@@ -6,7 +6,7 @@
 
 #include <sstream>
 
-#include "../core/cpu/simd.h"
+#include "cpu_platform.h"
 #include "layer.h"
 #include "python_calls.h"
 #if defined(RNNKERN_WITH_CUDA)

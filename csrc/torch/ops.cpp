@@ -7,38 +7,34 @@
 #include "ops.h"
 
 namespace rnnkern {
-namespace {
-
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
-void* writable(const void* part) { return const_cast<void*>(part); }
-
-}  // namespace
-
-Forward forward(const LayerArguments& arguments, bool save, bool recompute, bool want_cells) {
-  Layer layer(arguments);
-  Problem& problem = layer.problem;
-  problem.save = save, problem.recompute = recompute;
-  int64_t const rows = problem.rows, batch = problem.batch, size = problem.state_size(), hidden = problem.hidden_size;
-  int64_t const directions = layer.directions;
-  bool const has_cell = facts(problem.cell).has_cell, keep_gates = save && !recompute;
+Forward new_results(Layer& layer, const LayerArguments& arguments, bool want_cells) {
+  Problem const& problem = layer.problem;
+  int64_t const batch = problem.batch, hidden = problem.hidden_size, directions = layer.directions;
+  bool const has_cell = facts(problem.cell).has_cell, keep_gates = problem.save && !problem.recompute;
 
   auto const options = arguments.x.options();
   auto const absent = [&] { return at::empty({0}, options); };  // each a tensor of its own: results never share memory
-  Tensor const y = at::empty(
-      layer.packed ? layer.shape({rows, directions * size}) : layer.shape({problem.steps, batch, directions * size}),
-      options);
-  Tensor const h_n = at::empty(layer.shape({directions, batch, size}), options);
+  Tensor const y = at::empty(layer.y_shape(), options);
+  Tensor const h_n = at::empty(layer.shape({directions, batch, problem.state_size()}), options);
   Tensor const c_n = has_cell ? at::empty(layer.shape({directions, batch, hidden}), options) : absent();
-  Tensor const cells = has_cell && (want_cells || save) ? at::empty(layer.sequence_shape(hidden), options) : absent();
+  Tensor const cells =
+      has_cell && (want_cells || problem.save) ? at::empty(layer.sequence_shape(hidden), options) : absent();
   // Rows past a length are never written: zeros there, so that equal calls give equal results.
   Tensor const gates = !keep_gates         ? absent()
                        : arguments.lengths ? at::zeros(layer.sequence_shape(problem.saved_size()), options)
                                            : at::empty(layer.sequence_shape(problem.saved_size()), options);
   layer.set_results(y, h_n, c_n, cells, gates);
-  run_forward(layer);
   return {y, h_n, c_n, cells, gates};
+}
+
+Forward forward(const LayerArguments& arguments, bool save, bool recompute, bool want_cells) {
+  Layer layer(arguments);
+  layer.problem.save = save, layer.problem.recompute = recompute;
+  Forward results = new_results(layer, arguments, want_cells);
+  run_forward(layer);
+  return results;
 }
 
 Gradients backward(const LayerArguments& arguments, const BackwardArguments& results, bool recompute,
@@ -50,7 +46,7 @@ Gradients backward(const LayerArguments& arguments, const BackwardArguments& res
   const OptionalTensor &h_0 = arguments.h_0, &c_0 = arguments.c_0;
   Problem& problem = layer.problem;
   problem.save = true, problem.recompute = recompute, problem.per_sample = per_sample;
-  TORCH_CHECK_VALUE(!per_sample || !(layer.ensemble || layer.packed),
+  TORCH_CHECK_VALUE(!per_sample || !(layer.ensemble || problem.packed),
                     "per_sample: expected false with an ensemble or a packed sequence, got true");
   TORCH_CHECK_VALUE(needs.size() == weights.size() + 3, "needs: expected ", weights.size() + 3, " values, got ",
                     needs.size());
@@ -62,13 +58,11 @@ Gradients backward(const LayerArguments& arguments, const BackwardArguments& res
     return tensor ? layer.dense(*tensor, name, shape) : Tensor();
   };
   bool const has_cell = facts(problem.cell).has_cell, sequences = problem.steps > 1;
-  auto const y_shape =
-      layer.packed ? layer.shape({rows, directions * size}) : layer.shape({problem.steps, batch, directions * size});
-  Tensor const grad_y = gradient(d_y, "d_y", y_shape);
+  Tensor const grad_y = gradient(d_y, "d_y", layer.y_shape());
   Tensor const grad_h_n = gradient(d_h_n, "d_h_n", layer.shape({directions, batch, size}));
   Tensor const grad_c_n = has_cell ? gradient(d_c_n, "d_c_n", layer.shape({directions, batch, hidden})) : Tensor();
   Tensor const grad_cells = has_cell ? gradient(d_cells, "d_cells", layer.sequence_shape(hidden)) : Tensor();
-  Tensor const saved_y = sequences ? layer.dense(y, "y", y_shape) : Tensor();
+  Tensor const saved_y = sequences ? layer.dense(y, "y", layer.y_shape()) : Tensor();
   Tensor const saved_cells =
       sequences && has_cell ? layer.dense(cells, "cells", layer.sequence_shape(hidden)) : Tensor();
   Tensor const saved_gates =
@@ -89,25 +83,22 @@ Gradients backward(const LayerArguments& arguments, const BackwardArguments& res
   std::vector<Tensor> d_weights;
   for (size_t i = 0; i < weights.size(); ++i) d_weights.push_back(result(needs[i + 3], weights[i], per_sample));
 
+  layer.set_results(saved_y, {}, {}, saved_cells, saved_gates);
   std::vector<GroupGradients> gradients(problem.groups);
   for (int64_t i = 0; i < problem.groups; ++i) {
     int64_t const n = i / directions, d = i % directions;
-    Group& group = layer.groups[i];
-    group.y = writable(layer.y_part(saved_y, i));
-    group.cells = writable(layer.part(saved_cells, i, rows * hidden));
-    group.gates = writable(layer.part(saved_gates, i, rows * problem.saved_size()));
     GroupGradients& own = gradients[i];
     own.d_y = layer.y_part(grad_y, i);
     own.d_h_n = layer.part(grad_h_n, i, batch * size);
     own.d_c_n = layer.part(grad_c_n, i, batch * hidden);
     own.d_cells = layer.part(grad_cells, i, rows * hidden);
-    own.d_x = writable(layer.part(d_x, n, rows * problem.input_size));
+    own.d_x = layer.writable_part(d_x, n, rows * problem.input_size);
     own.accumulate_x = d > 0;
-    own.d_h_0 = writable(layer.part(d_h_0, i, batch * size));
-    own.d_c_0 = writable(layer.part(d_c_0, i, batch * hidden));
+    own.d_h_0 = layer.writable_part(d_h_0, i, batch * size);
+    own.d_c_0 = layer.writable_part(d_c_0, i, batch * hidden);
     auto const weight = [&](int64_t which) {
       const Tensor& tensor = d_weights[d * layer.weights_per_direction + which];
-      return writable(layer.part(tensor, n, tensor.numel() / std::max<int64_t>(members, 1)));
+      return layer.writable_part(tensor, n, tensor.numel() / std::max<int64_t>(members, 1));
     };
     own.d_w_ih = weight(0);
     own.d_w_hh = weight(1);
@@ -146,9 +137,8 @@ Gradients layer_backward(const OptionalTensor& d_y, const OptionalTensor& d_h_n,
 
 #define RNNKERN_LAYER_ARGUMENTS                                                                                      \
   "Tensor x, Tensor[] weights, Tensor? h_0, Tensor? c_0, Tensor? lengths, Tensor? reset_mask, Tensor? batch_sizes, " \
-  "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, float zoneout, str cell, bool bidirectional, int "  \
-  "heads, "                                                                                                          \
-  "bool ensemble"
+  "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, float zoneout, str cell, bool bidirectional, "      \
+  "int heads, bool ensemble"
 
 TORCH_LIBRARY(rnnkern, library) {
   library.def(

@@ -25,7 +25,6 @@ namespace rnnkern {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // A key that torch had up to 2.11 at least, and that its engine left out while it ran.
 template <class Key = c10::DispatchKey>

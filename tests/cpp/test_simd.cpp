@@ -29,7 +29,6 @@ class ThreadPlatform final : public CpuPlatform {
     blocks_.push_back(operator new(bytes, kAlign));
     return std::memset(blocks_.back(), 0xff, bytes);
   }
-  int max_workers() const override { return granted_; }
   void parallel(int wanted, const std::function<void(int worker, int workers)>& work) override {
     int const workers = std::min(wanted, granted_);
     std::vector<std::thread> threads;

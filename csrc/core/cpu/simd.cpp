@@ -16,13 +16,9 @@ namespace {
 #if defined(__x86_64__)
 // Linux lets a process use the matrix unit's registers once it has asked (ARCH_REQ_XCOMP_PERM).
 bool may_use_amx() {
-#if defined(__linux__)
   constexpr int request = 0x1023, tile_data = 18;
   static bool const granted = syscall(SYS_arch_prctl, request, tile_data) == 0;
   return granted && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile");
-#else
-  return false;
-#endif
 }
 #endif
 
@@ -74,7 +70,6 @@ class Tally final : public CpuPlatform {
     bytes += lines * sizeof(Line);
     return blocks_.emplace_back(std::make_unique_for_overwrite<Line[]>(lines)).get();
   }
-  int max_workers() const override { return 1; }
   void parallel(int, const std::function<void(int worker, int workers)>&) override {}
 
  private:

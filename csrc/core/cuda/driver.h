@@ -10,7 +10,7 @@ template <class Cell, class T, class ForEach>
 class Driver : private Surroundings<Cell, T, ForEach> {
   using Base = Surroundings<Cell, T, ForEach>;
   using Base::all_gates, Base::candidate, Base::G, Base::reset_update, Base::two_stages, Base::typed;
-  using Base::B_, Base::H_, Base::P_, Base::R_, Base::rows_, Base::T_;
+  using Base::B_, Base::H_, Base::P_, Base::R_, Base::T_;
   using Base::calendar_, Base::cell_, Base::for_each_, Base::products_, Base::workspace_;
   using typename Base::BackwardBuffers;
   using typename Base::Columns;

@@ -8,7 +8,7 @@
 #include <new>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__ELF__) && !defined(RNNKERN_EMULATION_UCONTEXT)
+#if defined(__x86_64__) && defined(__ELF__)
 #define RNNKERN_OWN_SWITCH 1
 #else
 #define RNNKERN_OWN_SWITCH 0

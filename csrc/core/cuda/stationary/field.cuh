@@ -43,7 +43,6 @@ class Field {
 
   // Batch rows of a tile.
   RNNKERN_DEVICE int rows(int tile) const { return min(kTileRows, all_rows_ - tile * kTileRows); }
-  RNNKERN_DEVICE int64_t first_row() const { return first_row_; }
   RNNKERN_DEVICE int64_t batch_row(int tile, const Item& item) const { return first_row_ + tile * kTileRows + item.n; }
   RNNKERN_DEVICE int64_t first_unit() const { return first_unit_; }
   RNNKERN_DEVICE bool owns(int unit) const { return unit < units_; }

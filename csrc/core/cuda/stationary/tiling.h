@@ -17,11 +17,11 @@ enum class Exchange : int16_t { block, cluster, grid };
 enum class Sweep : int16_t { forward, backward };
 enum class Math { bfloat16, float16, tf32, fma };  // tf32 also serves 3xTF32
 
-inline constexpr int kTileRows = 8;                 // batch rows that are multiplied together, at most
-inline constexpr int kSlabBytes = 64, kChunks = 4;  // a slab's depth, in bytes and in pieces of 16 bytes
-inline constexpr int kRowPadding = 4;               // of the partial sums: neighbouring batch rows in other banks
-inline constexpr int kMaxTeam = 160;                // blocks
-inline constexpr int kMaxGroups = 8;                // of one launch; a kernel's arguments are at most 4 KB
+inline constexpr int kTileRows = 8;    // batch rows that are multiplied together, at most
+inline constexpr int kChunks = 4;      // a slab's depth in pieces of 16 bytes
+inline constexpr int kRowPadding = 4;  // of the partial sums: neighbouring batch rows in other banks
+inline constexpr int kMaxTeam = 160;   // blocks
+inline constexpr int kMaxGroups = 8;   // of one launch; a kernel's arguments are at most 4 KB
 
 // Weight rows of a row group: one warp multiplies this many with every slab.
 RNNKERN_HD constexpr int rows_per_group(Sweep sweep) { return sweep == Sweep::forward ? 32 : 16; }
