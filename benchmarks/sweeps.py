@@ -67,9 +67,13 @@ class Side:
             with forced(self.strategy):
                 self.row["plan"] = rnnkern_layer.plan(data, ours)
                 results = getattr(self.call, "results", list)(self.call(0))
+                torch.cuda.synchronize()
                 error, complaint = compare(self.problem, results, want, is_peer=False)
         except ValueError as refusal:
             self.row["refused"] = str(refusal)
+            return False
+        except RuntimeError as failure:  # of a launch
+            self.row["wrong"] = str(failure)
             return False
         self.row |= {"error": error} | ({"wrong": complaint} if complaint else {})
         return not complaint

@@ -128,7 +128,7 @@ def quantize_dynamic(module: M) -> M:
         reason = "it is compiled; compile it after this" if found in wrapped else _why_not(found)
         if reason is None:  # whatever refers to the layer refers to what it becomes
             found.__dict__ = vars(QuantizedLayer(as_ours(found)))
-            found.__class__ = QuantizedLayer
+            found.__class__ = QuantizedLayer  # type: ignore[assignment]
         else:
             reasons.append(f"{path or 'the module itself'} ({type(found).__name__}): {reason}")
     if reasons:

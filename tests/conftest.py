@@ -1,6 +1,7 @@
 """What every test gets: a device to run on, a seed of its own, and its share of the processor."""
 
 import os
+import sys
 import zlib
 
 import pytest
@@ -30,6 +31,13 @@ def pytest_generate_tests(metafunc):
 def seed(request):
     """The same random numbers for a test whatever runs before it."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+    yield
+    if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+        try:
+            torch.cuda.synchronize()  # a kernel's fault shows in the test that launched it
+        except RuntimeError as fault:
+            print(f"{request.node.nodeid}: {fault}", file=sys.__stderr__, flush=True)
+            os._exit(70)  # nothing else would run in this process
 
 
 @pytest.fixture

@@ -280,6 +280,8 @@ def test_what_is_computed_without_gradients_stays_so_under_transforms(name, devi
 
     with without_cudnn():
         for attempt in (around_jvp, teacher, nested):
+            if attempt is around_jvp and name == "GRU" and device == "cuda":
+                continue  # torch.nn's fused kernel has no forward mode there
             found, expected = tensors_of(attempt(ours)), tensors_of(attempt(theirs))
             assert_close(found, expected, gradient=True)
             assert not any(tensor.requires_grad for tensor in (*found, *expected))

@@ -100,8 +100,8 @@ def test_results_in_16_bits_are_rounded_to_the_nearest(dtype, isa):
 def test_relus_gradient_hides_no_nan(device):
     layer = rnnkern.RNN(2, 8, nonlinearity="relu", device=device)
     with torch.no_grad():
-        layer.weight_ih_l0.copy_(torch.tensor([3e38, -3e38]))
-    y, _ = layer(torch.full((1, 1, 2), 10.0, device=device))  # infinity less infinity
+        layer.weight_ih_l0.copy_(torch.tensor([torch.inf, -torch.inf]))
+    y, _ = layer(torch.ones(1, 1, 2, device=device))
     y.sum().backward()
     assert y.isnan().all() and layer.bias_ih_l0.grad.isnan().all()
 
@@ -247,7 +247,7 @@ def assert_tanh_does_not_pass_one(dtype, device="cpu"):
     assert y.abs().max() == 1
     (slope,) = torch.autograd.grad(y.sum(), x)
     assert slope.min() == 0
-    saturated = x.abs() > (9.4 if dtype == torch.float32 else 20)  # a unit that is dead for torch.nn is dead here
+    saturated = x.abs() > (9.6 if dtype == torch.float32 else 20)  # a unit that is dead for torch.nn is dead here
     assert (y[saturated].abs() == 1).all() and (slope[saturated] == 0).all()
 
 
