@@ -3,6 +3,7 @@
 `rnnkern.convert(model)` swaps the recurrent layers of a model; `rnnkern.explain(layer, input)` says how a call runs.
 """
 
+from rnnkern import flops as _flops  # noqa: F401 (registers its formulas)
 from rnnkern import functional
 from rnnkern._version import __version__
 from rnnkern.cells import GRUCell, LSTMCell, RNNCell

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnnkern import autocast, autograd, checks
 from rnnkern.direct import run_cell
-from rnnkern.symbolic import PROXY, node_of
+from rnnkern.symbolic import node_of, traced
 
 
 class RecurrentCell(torch.nn.RNNCellBase):
@@ -110,7 +110,7 @@ class LSTMCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]:
         """`(h', c')` from `input [B, I]` or `[I]` and `hx = (h, c)`, each `[B, H]` or `[H]`."""
-        if isinstance(input, PROXY) and (node := node_of(self, LSTMCell.forward, input, hx)) is not None:
+        if traced(input) and (node := node_of(self, LSTMCell.forward, input, hx)) is not None:
             return node
         plain = run_cell(self, "lstm", input, hx)
         if plain is not None:
@@ -139,7 +139,7 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """`h'` from `input [B, I]` or `[I]` and `hx [B, H]` or `[H]`."""
-        if isinstance(input, PROXY) and (node := node_of(self, GRUCell.forward, input, hx)) is not None:
+        if traced(input) and (node := node_of(self, GRUCell.forward, input, hx)) is not None:
             return node
         plain = run_cell(self, "gru", input, hx)
         if plain is not None:
@@ -172,7 +172,7 @@ class RNNCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """`h'` from `input [B, I]` or `[I]` and `hx [B, H]` or `[H]`."""
-        if isinstance(input, PROXY) and (node := node_of(self, RNNCell.forward, input, hx)) is not None:
+        if traced(input) and (node := node_of(self, RNNCell.forward, input, hx)) is not None:
             return node
         self._check_input(input)
         self._check_hidden(hx)

@@ -38,6 +38,16 @@ def check_probability(name: str, value: Any) -> None:
         raise ValueError(f"{name} should be a number in range [0, 1], got {value!r}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def check_number(name: str, value: Any) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
+
+
 def check_heads(heads: int, hidden_size: int, projection: bool) -> None:
     if not isinstance(heads, int) or isinstance(heads, bool):
         raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
@@ -63,6 +73,8 @@ def check_function_arguments(
     check_probability("dropout", dropout)
     check_probability("recurrent_dropout", recurrent_dropout)
     check_probability("zoneout", zoneout)
+    if not isinstance(num_layers, int):
+        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
     if num_layers < 1:
         raise ValueError("num_layers must be greater than zero")
     directions = 2 if bidirectional else 1
@@ -81,7 +93,7 @@ def check_function_arguments(
     gates = GATES[cell]
     rows, input_size = weights[0].shape
     hidden, projection = rows // gates, count % 2 == 1
-    if rows % gates:
+    if rows % gates or rows == 0:
         raise ValueError(f"weights[0]: expected {gates} * hidden_size rows, got {rows}")
     check_heads(heads, hidden, projection)
     width = weights[1].shape[1] if projection else hidden

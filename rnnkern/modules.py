@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkern import checks, functional
 from rnnkern.direct import infer_step
-from rnnkern.symbolic import PROXY, node_of
+from rnnkern.symbolic import node_of, traced
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -59,6 +59,7 @@ class Recurrent(torch.nn.RNNBase):
         checks.check_probability("recurrent_dropout", recurrent_dropout)
         checks.check_probability("weight_dropout", weight_dropout)
         checks.check_probability("zoneout", zoneout)
+        checks.check_flag("recompute", recompute)
         if isinstance(hidden_size, int):  # RNNBase refuses any other
             checks.check_heads(heads, hidden_size, proj_size > 0)
         # RNNBase's constructor ends with reset_parameters(), which reads these.
@@ -124,7 +125,7 @@ class Recurrent(torch.nn.RNNBase):
             return_state_sequence: a third result, the cell states (GRU, RNN: the hidden states): `[L*D, T, B, H]`,
                 `[L*D, B, T, H]` when `batch_first`, `[L*D, rows, H]` of a PackedSequence.
         """
-        if isinstance(input, PROXY) and (
+        if traced(input) and (
             node := node_of(
                 self, Recurrent.forward, input, hx, lengths=lengths, reset_mask=reset_mask,
                 return_state_sequence=return_state_sequence,
@@ -230,6 +231,8 @@ class LSTM(Recurrent):
         weight_dropout: float = 0.0,
         zoneout: float = 0.0,
     ) -> None:
+        if forget_bias is not None:
+            checks.check_number("forget_bias", forget_bias)
         if forget_bias is not None and bias is False:
             raise ValueError("forget_bias needs bias=True: there is no bias to set")
         self.forget_bias = forget_bias
@@ -294,6 +297,7 @@ class GRU(Recurrent):
         proj_size: int | None = None,
     ) -> None:
         _refuse_projection(proj_size)
+        checks.check_flag("reset_after", reset_after)
         self.reset_after = reset_after
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0,

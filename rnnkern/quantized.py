@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnkern import functional, int8, modules
 from rnnkern.convert import M, as_ours, check_is_module, compiled_inside, other_meaning, plain_class
 from rnnkern.direct import infer_step
-from rnnkern.symbolic import PROXY, node_of
+from rnnkern.symbolic import node_of, traced
 
 
 class QuantizedLayer(nn.Module):
@@ -69,7 +69,7 @@ class QuantizedLayer(nn.Module):
         return_state_sequence: bool = False,
     ) -> tuple[Any, ...]:
         """As `rnnkern.LSTM.forward`, on float32: `(output, hx)`, and the states after every step if asked for."""
-        if isinstance(input, PROXY) and (
+        if traced(input) and (
             node := node_of(
                 self, QuantizedLayer.forward, input, hx, lengths=lengths, reset_mask=reset_mask,
                 return_state_sequence=return_state_sequence,

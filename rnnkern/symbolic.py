@@ -9,21 +9,35 @@ from typing import Any
 import torch
 from torch.fx import proxy
 
-from rnnkern.torch_private import GLOBAL_HOOKS, MODULE_HOOKS
+from rnnkern.torch_private import GLOBAL_HOOKS, MODULE_HOOKS, get_proxy_mode, is_fx_symbolic_tracing
 
 PROXY: Any = proxy.Proxy
 
 
+def traced(input: Any) -> bool:
+    """Whether a call with this input may have to become a node."""
+    return isinstance(input, PROXY) or is_fx_symbolic_tracing()
+
+
 def node_of(module: torch.nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The node of a call with these arguments, where the input is a `Proxy`; defaults need not stand in it.
+    """The node of a call with these arguments, some of which are `Proxy`; defaults need not stand in it.
 
     Returns:
         None where the layer itself is what is traced.
 
     Raises:
-        TraceError: where a call of the module runs more than the method `forward`, which the node would run again.
+        TraceError: where no argument is traced, so that the results would be constants of the graph; and where a call
+            of the module runs more than the method `forward`, which the node would run again.
     """
-    tracer = args[0].tracer
+    nested = (value if isinstance(value, (tuple, list)) else [value] for value in (*args, *kwargs.values()))
+    tracer = next((value.tracer for values in nested for value in values if isinstance(value, PROXY)), None)
+    if tracer is None:
+        if get_proxy_mode() is not None:  # make_fx, whose tensors are traced below
+            return None
+        raise proxy.TraceError(
+            f"{type(module).__name__}: expected an argument that is traced, got none (a buffer is none): "
+            "the layer's results would be constants of the graph"
+        )
     if getattr(tracer, "root", None) is module or not hasattr(tracer, "path_of_module"):
         return None
     extended = type(module).forward is not forward or "forward" in vars(module)

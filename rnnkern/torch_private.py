@@ -16,6 +16,8 @@ from torch._functorch import pyfunctorch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.fx import _symbolic_trace
+from torch.fx.experimental import proxy_tensor
 from torch.nn.modules import module
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -37,6 +39,9 @@ wrap_batched = _functorch._add_batch_dim  # (tensor, dim, level)
 older_vmap_batched = torch._C._functorch.is_legacy_batchedtensor
 older_vmap_enter = torch._add_batch_dim  # (tensor, dim, level)
 older_vmap_leave = torch._remove_batch_dim  # (tensor, level, size where it has no such level, dim)
+
+is_fx_symbolic_tracing = _symbolic_trace.is_fx_symbolic_tracing
+get_proxy_mode = proxy_tensor.get_proxy_mode  # make_fx's, where it traces
 
 # Attributes of a module that hold what its call runs beside its forward.
 MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.testing._internal.logging_tensor import LoggingTensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import rnnkern
 from comparison import (
@@ -19,6 +20,7 @@ from comparison import (
     assert_close,
     assert_equal_to_torch,
     pair,
+    states,
     tensors_of,
 )
 from layer_inputs import every_layer, packed, padded
@@ -185,6 +187,24 @@ def test_fake_tensors_give_shapes(name):
         layer = getattr(rnnkern, name)(5, 8, 2, bidirectional=True)
         y, hx = layer(torch.empty(6, 4, 5))
     assert y.shape == (6, 4, 16) and all(state.shape == (4, 4, 8) for state in tensors_of(hx))
+
+
+@pytest.mark.parametrize("of_x", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    ("name", "keywords"), [("GRU", {}), ("RNN", {"num_layers": 2, "bidirectional": True}), ("LSTM", {"proj_size": 3})]
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_operations_are_counted_as_torchs(name, keywords, given, of_x):
+    ours, theirs = pair(name, 5, 8, **keywords)
+    x, hx = padded().requires_grad_(of_x), states(ours, 4) if given else None
+
+    def counted(layer):
+        with FlopCounterMode(display=False) as counter:
+            layer(x, hx)[0].sum().backward()
+        return counter.get_total_flops()
+
+    assert counted(ours) == counted(theirs) > 0
 
 
 @every_layer

@@ -19,6 +19,19 @@ def in_strategy(name):
 
 CONSTRUCTION = {
     "heads=0": (lambda: LSTM(5, 8, heads=0), ValueError, "heads must be at least 1, got 0"),
+    "recompute='x'": (lambda: LSTM(5, 8, recompute="x"), TypeError, "recompute should be of type bool, got: str"),
+    "reset_after=1": (lambda: GRU(5, 8, reset_after=1), TypeError, "reset_after should be of type bool, got: int"),
+    "forget_bias='a'": (lambda: LSTM(5, 8, forget_bias="a"), TypeError, "forget_bias should be a number, got: str"),
+    "num_layers=1.5": (
+        lambda: rnnkern.functional.rnn(torch.ones(3, 1, 2), None, list(RNN(2, 4).parameters()), num_layers=1.5),
+        TypeError,
+        "num_layers should be of type int, got: float",
+    ),
+    "weights without rows": (
+        lambda: rnnkern.functional.rnn(torch.ones(3, 1, 2), None, [torch.ones(0, 2), torch.ones(0, 0)]),
+        ValueError,
+        "weights[0]: expected 1 * hidden_size rows, got 0",
+    ),
     "heads=2.0": (lambda: LSTM(5, 8, heads=2.0), TypeError, "heads should be of type int, got: float"),
     "heads=3": (
         lambda: GRU(5, 8, heads=3),

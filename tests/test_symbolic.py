@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import rnnkern
+from comparison import assert_close
 
 
 class Model(nn.Module):
@@ -53,6 +55,44 @@ def test_options_stand_in_the_node_and_quantised_layers_are_leaves():
         traced = torch.fx.symbolic_trace(model)
         with torch.no_grad():
             assert torch.equal(traced(x, lengths), model(x, lengths))
+
+
+class FromBuffer(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.register_buffer("start", torch.randn(4, 5))
+        self.layer = layer
+
+    def forward(self, *states):
+        return self.layer(self.start, states if isinstance(self.layer, nn.LSTMCell | rnnkern.LSTMCell) else states[0])
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "GRU"])
+def test_a_node_of_traced_states_alone(kind):
+    """As of a decoder that starts from a token of its own."""
+
+    class Model(FromBuffer):
+        def forward(self, h, c):  # fx wants names
+            return super().forward(h, c)
+
+    layer, states = getattr(rnnkern, kind)(5, 8), torch.randn(2, *((1, 8) if kind == "GRU" else (4, 8)))
+    model = Model(layer)
+    traced = torch.fx.symbolic_trace(model)
+    assert "call_module" in [node.op for node in traced.graph.nodes]
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(2) if kind == "GRU" else layer.weight_hh.mul_(2)
+    assert_close(traced(*states), model(*states), torch.float32)
+
+
+def test_a_layer_of_which_nothing_is_traced_becomes_no_constant():
+    class Model(FromBuffer):
+        def forward(self, x):
+            return x + self.layer(self.start)
+
+    with pytest.raises(torch.fx.proxy.TraceError, match="GRUCell: expected an argument that is traced, got none"):
+        torch.fx.symbolic_trace(Model(rnnkern.GRUCell(5, 8)))
+    model, x = Model(rnnkern.GRUCell(5, 8)), torch.randn(4, 8)
+    assert torch.equal(make_fx(model)(x)(x), model(x))
 
 
 def test_a_layer_alone_is_no_leaf_of_itself():
