@@ -68,16 +68,17 @@ def merged(found: list[Results]) -> Results:
 
 
 def runs(folder: Path = FOLDER) -> list[Run]:
-    """Of every suite and part of one, device and number of threads the newest code's."""
+    """Of every suite and part of one, machine and number of threads the newest code's; complete ones come first."""
     groups: dict[tuple, dict[str, list[tuple[Path, Results]]]] = {}
     for path in sorted(folder.glob("*.json")):
         one = Results.load(path)
         facts = one.environment
         part = [one.arguments.get(name) for name in ("only", "dtype", "mode")]
         kind = (one.suite, *part, one.machine, facts["threads"])
-        groups.setdefault(kind, {}).setdefault(facts.get("code") or one.commit or "", []).append((path, one))
+        version = [facts.get("code") or one.commit, *map(facts.get, ("torch", "precision", "variables"))]
+        groups.setdefault(kind, {}).setdefault(str(version), []).append((path, one))
     found = []
     for versions in groups.values():
-        newest = max(versions.values(), key=lambda files: max(one.created for _, one in files))
+        newest = max(versions.values(), key=lambda files: max((one.complete, one.created) for _, one in files))
         found.append(Run(merged([one for _, one in newest]), [path.name for path, _ in newest]))
     return sorted(found, key=lambda run: (run.device, run.suite, run.threads))

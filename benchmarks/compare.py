@@ -4,17 +4,19 @@
     python benchmarks/compare.py before.json after.json --bound 1.1
 
 Two runs have no samples in common. Where both measured a peer, a side's time is taken relative to that peer's in the
-same round, which cancels what made the whole machine slower; otherwise the plain time is compared. A change counts
-where the 95 % intervals of the medians of all processes of one run lie beyond those of the other's: two processes of
-the same code differ by more than the samples of one, so that runs of one process (no --repeats) cry wolf. Exits with 1
-when something of rnnkern's became slower by more than the bound, or is no longer measured.
+same round, which cancels what made the whole machine slower, and beside each of several; else the plain time counts. A
+change counts where the 95 % intervals of the medians of all processes of one run lie beyond those of the other's: two
+processes of the same code differ by more than the samples of one, so that runs of one process (no --repeats) cry wolf.
+Exits with 1 when something of rnnkern's became slower by more than the bound, failed its check, or is no longer
+measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -46,15 +48,21 @@ def relative(ours: list[Row], theirs: list[Row]) -> list[list[float]]:
 
 
 def change(problem: str, side: str, before: dict[str, list[Row]], after: dict[str, list[Row]]) -> Change | None:
-    """Of one side; None where one of the runs did not measure it."""
-    old, new = ([row.samples for row in run[side] if row.samples] for run in (before, after))
-    basis = "time"
+    """Of one side; None where one of the runs did not measure it. Beside several peers the least change counts, for one
+    of them may have changed itself."""
     both = [name for name in before if samples(before[name]) and samples(after.get(name, []))]
-    peer = next((name for name in both if not is_ours(name)), None)
-    if is_ours(side) and peer is not None:
-        old, new, basis = relative(before[side], before[peer]), relative(after[side], after[peer]), f"beside {peer}"
-    if not old or not new:
-        return None
+    peers = [name for name in both if not is_ours(name)] if is_ours(side) else []
+    bases = [(f"beside {peer}", relative(before[side], before[peer]), relative(after[side], after[peer]))
+             for peer in peers]  # fmt: skip
+    if not bases:
+        bases = [("time", *([row.samples for row in run[side] if row.samples] for run in (before, after)))]
+    found = [one_change(problem, side, *basis) for basis in bases if basis[1] and basis[2]]
+    if any(not one.sure for one in found) or len({one.factor > 1 for one in found}) > 1:
+        found = [replace(one, sure=False) for one in found]
+    return min(found, key=lambda one: abs(math.log(one.factor)), default=None)
+
+
+def one_change(problem: str, side: str, basis: str, old: list[list[float]], new: list[list[float]]) -> Change:
     (old_low, old_high), (new_low, new_high) = interval(old), interval(new)
     apart = new_low > old_high or new_high < old_low
     return Change(problem, side, spread(sum(new, []))[0] / spread(sum(old, []))[0], apart, basis)
@@ -74,20 +82,22 @@ def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
     """Every side that both runs measured, and what only the first did."""
     changes, lost = [], []
     picked = ("only", "mode", "dtype")
-    same_problems = before.complete and all(before.arguments.get(name) == after.arguments.get(name) for name in picked)
+    same_problems = all(before.arguments.get(name) == after.arguments.get(name) for name in picked)
     then, now = by_problem(before.rows), by_problem(after.rows)
     for key, sides in then.items():
         name = Problem(**next(iter(sides.values()))[0].problem).name
         if key not in now:  # not asked for this time, or not reached
-            lost += [f"{name}: the second run is not complete"] if same_problems and not after.complete else []
+            lost += [f"{name}: missing"] if same_problems else []
             continue
         for side in sides:
             found = change(name, side, sides, now[key]) if side in now[key] else None
+            rows = now[key].get(side, [])
             if found:
                 changes.append(found)
-            elif samples(sides[side]) and is_ours(side):
-                rows = now[key].get(side, [])
-                lost.append(f"{side}, {name}: {rows[0].status + ': ' + rows[0].message if rows else 'missing'}")
+            elif samples(sides[side]) and is_ours(side) and not rows:
+                lost.append(f"{side}, {name}: missing")
+            if is_ours(side):
+                lost += [f"{side}, {name}: {row.status}: {row.message}" for row in rows if row.status != "ok"][:1]
     return changes, lost
 
 
@@ -125,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     if min(processes(before), processes(after)) < LEAST_PROCESSES:
         console.print(f"fewer than {LEAST_PROCESSES} processes a run: some of this is how processes differ")
     changes, lost = compare(before, after)
-    if not changes and not lost:
+    if not changes and not by_problem(before.rows).keys() & by_problem(after.rows).keys():
         console.print("the runs have no problem in common")
         return 2
     worse = print_changes(changes, args.bound, console)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from committed import Run
 from floors import floor
-from results import Row, against_better, faster, samples
+from results import Row, against_better, bad, faster, samples
 from stats import spread
 from suites import Problem
 
@@ -21,6 +21,11 @@ class Case:
     problem: Problem
     sides: Sides
     run: Run
+
+    @property
+    def failed(self) -> bool:
+        """Whether our results were refused, or there were none."""
+        return bool(bad(self.sides.get("rnnkern", [])))
 
     @property
     def seconds(self) -> float | None:
@@ -38,6 +43,11 @@ class Goal:
     least: float | None = None
     most: float | None = None
     unit: str = "×"
+
+    @property
+    def missed(self) -> float:
+        """The value of what failed."""
+        return 0.0 if self.least is not None else float("inf")
 
     def met(self, value: float) -> bool:
         return value >= self.least if self.least is not None else value <= self.most

@@ -57,7 +57,7 @@ def lines(goals: list[Goal], found: list[Run]) -> list[Line]:
         for case in cases:
             if goal.about(case):
                 here = places[case.run.where]
-                value = goal.value(case)
+                value = goal.missed if case.failed else goal.value(case)
                 here[case.problem] = here.get(case.problem) if value is None else value
         places = {where: here for where, here in places.items() if here}
         for where, here in places.items():
@@ -88,7 +88,7 @@ Made by `make figures` from `benchmarks/results`; a test fails when it is stale.
 those that the goal is about. "better peer": the better of torch.nn and ONNX Runtime. A ratio is the median over pairs
 of samples that were taken right after each other. Floors are computed from what the same machine was measured to do.
 "Nowhere slower": the lower end of the bootstrap 95 % interval of the median ratio is at least {SLOWER}, over at least
-{LEAST_PAIRS} pairs from {LEAST_PROCESSES} processes; lines that ask it show that lower end. "Not measured well enough":
+{LEAST_PAIRS} pairs from {LEAST_PROCESSES} processes together; lines that ask it show that lower end. "Not measured well enough":
 fewer pairs or processes, no row of the peer or of our float32 in that run, or a time below the computed floor, which
 then was measured too high.
 "7 of 8 do": so many of the problems meet the goal; one that stands in several files counts once, by the latest.

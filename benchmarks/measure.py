@@ -134,7 +134,7 @@ def measure(problem: Problem, sides: dict, limits: Limits, watch: Watch | None =
         watch(name)
         try:
             action()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             fail(error, rows[name])
 
     for name in [name for name, row in rows.items() if row.status == "ok"]:
@@ -168,7 +168,7 @@ def time_sides(problem: Problem, calls: dict, rows: dict[str, Row], limits: Limi
                     patience=limits.patience,
                     turn_to=watch,
                 )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del calls[watch.side]
             fail(error, rows[watch.side])
             continue

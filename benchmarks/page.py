@@ -11,9 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from floors import floor
 from plots import plots_of, svg
-from report import describe_limits
+from report import describe_limits, of_floor
 from results import Results, Row, by_problem, faster, samples
 from stats import spread
 from suites import Problem
@@ -35,18 +34,13 @@ def row(run: str, results: Results, problem: Problem, sides: dict[str, list[Row]
     ratio = faster(ours, theirs)
     ours_us, ours_iqr = micro(ours, problem.steps)
     peer_us, peer_iqr = micro(theirs, problem.steps)
-    least = floor(problem, results.limits)
-    share = 1e6 * least / problem.steps / ours_us if least and ours_us else None
+    share = of_floor(ours, problem, results.limits)
     verdict = "not measured" if ratio is None else "slower" if ratio.slower else "faster" if ratio.low > 1 else "equal"
     note = "; ".join(dict.fromkeys(f"{one.side}: {one.message}" for one in (*ours, *theirs) if one.message))
-    extras = [word for word in (
-        f"{problem.layers} layers" if problem.layers > 1 else "", "bidirectional" if problem.bidirectional else "",
-        f"projection {problem.projection}" if problem.projection else "", "packed" if problem.packed else "",
-        f"reset {problem.reset:.0%}" if problem.reset else "") if word]  # fmt: skip
     interval = (ratio.value, ratio.low, ratio.high, ratio.pairs) if ratio else (None, None, None, None)
     return [
         run, problem.cell.upper(), problem.mode, problem.hidden, problem.batch, problem.steps, problem.dtype,
-        " ".join(extras), results.environment["threads"], peer, ours_us, ours_iqr, peer_us, peer_iqr, *interval, share,
+        problem.extras, results.environment["threads"], peer, ours_us, ours_iqr, peer_us, peer_iqr, *interval, share,
         verdict, note,
     ]  # fmt: skip
 
@@ -97,6 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("build/report.html"))
     args = parser.parse_args(arguments)
+    if len({path.stem for path in args.results}) < len(args.results):
+        parser.error("results: expected files of different names, by which the report tells them apart")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page({path.stem: Results.load(path) for path in args.results}), encoding="utf-8")
     print(f"written to {args.out}")

@@ -16,7 +16,7 @@ import goals
 import plots
 from committed import FOLDER, Run, runs
 from report import digits
-from results import BETTER_OF, against_better, faster, samples
+from results import BETTER_OF, against_better, bad, faster, samples
 from stats import SLOWER, spread
 from suites import Problem, select
 
@@ -41,6 +41,8 @@ def short_name(problem: Problem) -> str:
 
 def quick_cell(problem: Problem, sides: dict[str, list]) -> str:
     ours = sides.get("rnnkern", [])
+    if failure := bad(ours):
+        return failure
     ratios = [faster(ours, sides.get(peer, [])) for peer in BETTER_OF]
     return f"{micro(ours, problem.steps)} ({', '.join(digits(ratio.value) for ratio in ratios if ratio)})"
 

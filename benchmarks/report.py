@@ -37,9 +37,11 @@ def time_or_status(rows: list[Row], problem: Problem) -> str:
 
 
 def of_floor(rows: list[Row], problem: Problem, limits: dict) -> float | None:
-    """The floor's share of the time that was measured: 1 is as fast as the hardware allows."""
+    """The floor's share of the time that was measured: 1 is as fast as the hardware allows. None too where it is more,
+    for then the machine did more than what was measured of it."""
     least = floor(problem, limits)
-    return least / spread(samples(rows))[0] if least and samples(rows) else None
+    share = least / spread(samples(rows))[0] if least and samples(rows) else 2.0
+    return share if share <= 1 else None
 
 
 def describe_limits(limits: dict) -> str:

@@ -27,8 +27,10 @@ from typing import Any
 
 from environment import environment, source_version
 from stats import Ratio, ratio
+from suites import Problem
 
 SCHEMA = 2
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Problem)}
 # What two sittings of one run must have in common; the commit may move on as long as the code is the same.
 SAME = ("cpu", "gpu", "cores", "threads", "torch", "peers", "precision", "code", "runner", "variables", "cuda", "cudnn")
 
@@ -50,9 +52,10 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Rows with the same key are sides of the same problem. What a problem is not or has not is left out: older
-        results do not have all of a problem's members."""
-        return json.dumps({name: value for name, value in self.problem.items() if value}, sort_keys=True)
+        """Rows with the same key are sides of the same problem. What is as by default is left out: older results do
+        not have all of a problem's members."""
+        own = {name: value for name, value in self.problem.items() if value != DEFAULTS[name]}
+        return json.dumps(own, sort_keys=True)
 
 
 # Names of the processors that a virtual machine gives by their numbers.
@@ -95,7 +98,8 @@ class Results:
         pairs = [("suite", self.suite, suite)]
         pairs += [(name, self.arguments.get(name), value) for name, value in arguments.items()]
         pairs += [(name, there.get(name), here.get(name)) for name in SAME]
-        return "; ".join(f"{name} was {before}, is {after}" for name, before, after in pairs if before != after)
+        words = [f"{name} was {before}, is {after}" for name, before, after in pairs if before != after]
+        return "; ".join(dict.fromkeys(words))
 
     @property
     def machine(self) -> str:
@@ -123,12 +127,16 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        schema = content.pop("schema", None)
-        if schema != SCHEMA:
-            raise ValueError(f"{path}: expected results of schema {SCHEMA}, got {schema}")
-        content["rows"] = [Row(**row) for row in content["rows"]]
-        return cls(**content)
+        """Ends the program with one line where the file is none of results."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            schema = content.pop("schema", None)
+            if schema != SCHEMA:
+                raise ValueError(f"expected results of schema {SCHEMA}, got {schema}")
+            content["rows"] = [Row(**row) for row in content["rows"]]
+            return cls(**content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SystemExit(f"{path}: not a file of results: {error}") from error
 
 
 def now() -> str:
@@ -153,6 +161,11 @@ def faster(ours: list[Row], theirs: list[Row]) -> Ratio | None:
     return ratio([(row.samples, other[row.repeat].samples) for row in ours if row.samples and row.repeat in other])
 
 
+def bad(rows: list[Row]) -> str:
+    """How a side failed in any of its processes; empty where it did not."""
+    return next((row.status for row in rows if row.status in ("wrong", "failed")), "")
+
+
 BETTER_OF = ("torch.nn", "onnxruntime")  # the peers that do the same work in the same precision everywhere
 
 
@@ -161,7 +174,7 @@ def against_better(sides: dict[str, list[Row]]) -> tuple[Ratio, str] | None:
     on_cpu = any(row.problem["device"] == "cpu" for row in sides.get("rnnkern", []))
     if on_cpu and any(peer not in sides for peer in BETTER_OF):
         return None
-    if any(row.status in ("wrong", "failed") for peer in BETTER_OF for row in sides.get(peer, [])):
+    if any(bad(sides.get(side, [])) for side in ("rnnkern", *BETTER_OF)):
         return None
     found = [(faster(sides.get("rnnkern", []), sides[peer]), peer) for peer in BETTER_OF if peer in sides]
     return min(((ratio, peer) for ratio, peer in found if ratio), key=lambda one: one[0].value, default=None)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import random
 import re
 import signal
@@ -23,6 +25,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -32,11 +35,11 @@ import floors
 from adapters import adapters
 from measure import PADDED, Broken, Limits, Watch, measure_or_report
 from report import print_report
-from results import Results, Row, is_ours
+from results import Results, Row, bad, is_ours
 from suites import DTYPES, SUITES, Problem, select
 from timing import LEAST_ROUNDS, PATIENCE, ROUNDS
 
-INTERRUPTED, BROKEN = 130, 3
+INTERRUPTED, REFUSED, BROKEN = 130, 2, 3
 # Arguments that may change between the sittings of one run.
 OF_A_SITTING = ("out", "resume", "seconds", "repeats", "process", "watch", "resumable")
 
@@ -163,8 +166,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--samples, --least and --repeats: expected at least 1")
     if args.resume and (args.out is None or args.out.suffix != ".json"):
         parser.error("--resume: --out must name the JSON file to go on with")
-    if args.budget <= 0 or (args.seconds or 1) < 0:
+    if not 0 < args.budget < math.inf or not 0 <= (args.seconds or 0) < math.inf:
         parser.error("--budget: expected more than 0; --seconds: expected no less than 0")
+    if args.process is None and not args.resume and args.out is not None and args.out.is_file():
+        parser.error(f"--out: {args.out} exists: --resume goes on with it, or name another")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     return args
@@ -193,6 +198,9 @@ def work(args: argparse.Namespace, console: Console) -> int:
     if not problems:
         found = f" that --only {args.only} finds" if args.only else ""
         raise SystemExit(f"the suite {args.suite} has no problem of --mode {args.mode}{found}")
+    processors = len(os.sched_getaffinity(0))
+    if args.threads and args.threads > processors:
+        console.print(f"{args.threads} threads on {processors} processors: each waits for others", highlight=False)
     results = begin(args)
     sides = available(args.peers, Console(quiet=True) if args.process else console)
     if args.device == "cpu" or not results.limits:
@@ -214,7 +222,7 @@ def work(args: argparse.Namespace, console: Console) -> int:
 def supervise(args: argparse.Namespace, own: list[str], folder: Path) -> int:
     """Every repeat in a process of its own, again when a peer brought it down; how the last one ended."""
     watch = folder / "watch"
-    code, start = 0, time.perf_counter()
+    code, interrupted, start = 0, False, time.perf_counter()
     for process in range(args.repeats):
         resume = args.resume or process > 0
         while True:
@@ -227,7 +235,7 @@ def supervise(args: argparse.Namespace, own: list[str], folder: Path) -> int:
                 if left <= 0:
                     return code
                 command += ["--seconds", f"{left:.1f}"]
-            code = spawn(command)
+            code, interrupted = spawn(command)
             resume = True
             if code < 0 and code != -signal.SIGINT and args.out.exists():
                 side, problem = Watch.read(watch) if watch.exists() else ("", "")
@@ -239,19 +247,35 @@ def supervise(args: argparse.Namespace, own: list[str], folder: Path) -> int:
                 results.save(args.out)
             elif code != BROKEN:
                 break
-        if code:
+            if interrupted:
+                break
+        if interrupted or code:
             break
-    return INTERRUPTED if code == -signal.SIGINT else code
+    return INTERRUPTED if interrupted or code == -signal.SIGINT else code
 
 
-def spawn(command: list[str]) -> int:
-    """How the command ended. Ctrl-C reaches it as well: it ends by itself and keeps what it has."""
+def spawn(command: list[str]) -> tuple[int, bool]:
+    """How the command ended, and whether Ctrl-C was why. It reaches the command as well, which ends by itself and keeps
+    what it has; a second one ends what does not listen."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    interrupts = 0
+    before = signal.signal(signal.SIGTERM, end)
     child = subprocess.Popen(command)
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            continue
+    try:
+        while True:
+            try:
+                return child.wait(), interrupts > 0
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts > 1:
+                    child.kill()
+    finally:
+        child.kill()  # where this process was told to end
+        child.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -259,20 +283,25 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(own)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     if args.process is not None:
-        return work(args, console)
+        try:
+            return work(args, console)
+        except SystemExit as refusal:
+            print(refusal, file=sys.stderr)
+            return REFUSED
     with tempfile.TemporaryDirectory() as folder:
         kept = args.out is not None
         args.out = args.out or Path(folder, "results.json")
         if args.out.suffix != ".json":
             args.out /= f"{args.suite}-{torch.device(args.device).type}-{time.strftime('%Y%m%d-%H%M%S')}.json"
         code = supervise(args, own, Path(folder))
-        if not args.out.exists():
+        if code == REFUSED or not args.out.exists():
             return code or 1
         results = Results.load(args.out)
         print_report(results, console)
         if kept:
             console.print(f"written to {args.out}", highlight=False)
-    return code or int(any(row.status in ("wrong", "failed") and is_ours(row.side) for row in results.rows))
+    unfinished = not results.complete and args.seconds is None
+    return code or int(unfinished or bool(bad([row for row in results.rows if is_ours(row.side)])))
 
 
 if __name__ == "__main__":

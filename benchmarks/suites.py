@@ -55,8 +55,9 @@ class Problem:
         return self.members > 1 or self.mode == "per-sample"
 
     @property
-    def name(self) -> str:
-        extras = [
+    def extras(self) -> str:
+        """What is beside its cell, mode, sizes and dtype."""
+        words = [
             f"I {self.input}" if self.input else "",
             f"{self.members} members" if self.members > 1 else "",
             "by cells" if self.cells else "",
@@ -65,9 +66,13 @@ class Problem:
             f"P {self.projection}" if self.projection else "",
             "packed" if self.packed else "",
             f"reset {self.reset:.0%}" if self.reset else "",
-            self.dtype if self.dtype != "float32" else "",
         ]
-        words = [self.cell.upper(), self.mode, f"H {self.hidden} B {self.batch} T {self.steps}", *extras]
+        return " ".join(word for word in words if word)
+
+    @property
+    def name(self) -> str:
+        dtype = self.dtype if self.dtype != "float32" else ""
+        words = [self.cell.upper(), self.mode, f"H {self.hidden} B {self.batch} T {self.steps}", self.extras, dtype]
         return " ".join(word for word in words if word)
 
     @property

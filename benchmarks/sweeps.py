@@ -67,12 +67,11 @@ class Side:
             with forced(self.strategy):
                 self.row["plan"] = rnnkern_layer.plan(data, ours)
                 results = getattr(self.call, "results", list)(self.call(0))
-                torch.cuda.synchronize()
                 error, complaint = compare(self.problem, results, want, is_peer=False)
         except ValueError as refusal:
             self.row["refused"] = str(refusal)
             return False
-        except RuntimeError as failure:  # of a launch
+        except RuntimeError as failure:  # of a kernel, or its launch
             self.row["wrong"] = str(failure)
             return False
         self.row |= {"error": error} | ({"wrong": complaint} if complaint else {})
@@ -187,7 +186,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="print what lies in a file, and measure nothing")
     args = parser.parse_args(arguments)
     if args.report:
-        report(json.loads(args.report.read_text(encoding="utf-8"))["rows"])
+        rows = json.loads(args.report.read_text(encoding="utf-8"))["rows"]
+        if not all("strategy" in row for row in rows):
+            raise SystemExit(f"{args.report}: expected sweeps, got another kind of results")
+        report(rows)
         return 0
     if not torch.cuda.is_available():
         raise SystemExit("sweeps.py needs a CUDA device")

@@ -76,8 +76,14 @@ def test_every_kind_of_problem_in_the_suites_is_measured():
 def test_results_of_another_schema_are_refused(tmp_path):
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"schema": 0, "rows": []}))
-    with pytest.raises(ValueError, match="expected results of schema 2, got 0"):
+    with pytest.raises(SystemExit, match=r"old\.json: not a file of results: expected results of schema 2, got 0"):
         Results.load(path)
+    for other in ("{", "[]", '{"schema": 2}'):
+        path.write_text(other)
+        with pytest.raises(SystemExit, match=r"old\.json: not a file of results"):
+            Results.load(path)
+    with pytest.raises(SystemExit, match=r"none\.json: not a file of results"):
+        Results.load(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(

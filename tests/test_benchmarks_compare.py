@@ -111,17 +111,40 @@ def test_compare_reports_what_is_no_longer_measured(tmp_path, capsys):
     assert "no longer measured: rnnkern, LSTM inference H 8 B 2 T 5: failed: broke" in capsys.readouterr().out
 
 
-def test_what_an_unfinished_run_did_not_reach_is_no_longer_measured(tmp_path, capsys):
+def test_compare_reports_a_check_that_failed_in_one_process(tmp_path, capsys):
+    before, after = results(times(1), times(2)), results(times(1), times(2))
+    after.rows.append(dataclasses.replace(after.rows[0], repeat=1, status="wrong", samples=[], message="error 0.1"))
+    before.save(tmp_path / "a.json")
+    after.save(tmp_path / "b.json")
+    assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    assert "rnnkern, LSTM inference H 8 B 2 T 5: wrong: error 0.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("ours", "code"), [(1.0, 0), (1.5, 1)])
+def test_a_change_counts_beside_every_peer(tmp_path, capsys, ours, code):
+    """One of two peers became faster, and rnnkern slower or not."""
+
+    def three(name, factor, peer):
+        found = results(times(factor), times(2 * peer))
+        found.rows.append(dataclasses.replace(found.rows[1], side="onnxruntime", samples=times(2)))
+        found.save(tmp_path / name)
+        return str(tmp_path / name)
+
+    assert compare.main([three("a.json", 1, 1), three("b.json", ours, 0.7)]) == code
+    assert ("1.50" in capsys.readouterr().out) == bool(code)
+
+
+def test_what_the_same_command_did_not_measure_is_no_longer_measured(tmp_path, capsys):
     other = dataclasses.replace(TINY, hidden=16)
     before, after = results(times(1), times(2)), results(times(1), times(2))
     before.rows += results(times(1), times(2), other).rows
     before.complete = True
     before.save(tmp_path / "a.json")
-    for arguments, complete, code in (({}, False, 1), ({}, True, 0), ({"only": "H 8"}, False, 0)):
+    for arguments, complete, code in (({}, False, 1), ({}, True, 1), ({"only": "H 8"}, True, 0)):
         after.arguments, after.complete = arguments, complete
         after.save(tmp_path / "b.json")
         assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == code
-    assert "LSTM inference H 16 B 2 T 5: the second run is not complete" in capsys.readouterr().out
+    assert "LSTM inference H 16 B 2 T 5: missing" in capsys.readouterr().out
 
 
 def test_what_differs_between_processes_is_no_change(tmp_path, capsys):
@@ -150,7 +173,7 @@ def test_compare_needs_something_in_common(tmp_path):
 def test_older_results_lack_newer_members_of_a_problem(tmp_path):
     older, newer = results(times(1), times(2)), results(times(1.5), times(2))
     for row in older.rows:
-        del row.problem["cells"]
+        del row.problem["cells"], row.problem["members"]
     older.save(tmp_path / "a.json")
     newer.save(tmp_path / "b.json")
     assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1

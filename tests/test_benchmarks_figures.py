@@ -121,6 +121,23 @@ def test_a_problem_in_two_runs_counts_once_by_the_latest_that_can_say():
     assert cells(work, wanted, [older, newer]) == ["1.20× (LSTM inference H 256 B 64 T 100)", "met"]
 
 
+def test_what_failed_its_check_in_one_process_meets_no_goal():
+    work, wanted = "large batch (B ≥ 64), inference", "nowhere slower"
+    bad = run([(LSTM, 1.2), (dataclasses.replace(LSTM, batch=256), 1.5)])
+    bad.results.rows[0].status, bad.results.rows[0].samples = "wrong", []
+    assert cells(work, wanted, [bad]) == ["0.00× (LSTM inference H 256 B 64 T 100)", "**not met**: 1 of 2 do"]
+    assert readme.quick_cell(LSTM, dict(bad.problems())[LSTM]) == "wrong"
+
+
+def test_a_complete_run_stands_before_a_newer_one_that_is_not(tmp_path):
+    for name, slower, complete, day in (("a", 2.0, True, 1), ("b", 3.0, False, 2)):
+        one = run([(LSTM, slower)]).results
+        one.complete, one.created, one.environment["code"] = complete, f"2026-01-0{day}T00:00:00Z", name
+        one.save(tmp_path / f"{name}.json")
+    (found,) = committed.runs(tmp_path)
+    assert found.files == ["a.json"]
+
+
 def test_few_pairs_or_processes_prove_nothing():
     work, wanted = "large batch (B ≥ 64), inference", "nowhere slower"
     assert cells(work, wanted, [run([(LSTM, 1.2)], processes=2, samples=20)])[0].startswith("not measured well enough")

@@ -2,8 +2,12 @@
 
 import dataclasses
 import gc
+import os
+import re
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +40,7 @@ class Children:
         assert command[:2] == [sys.executable, run.__file__]
         number = len(self.commands) - 1
         code = run.main(command[2:])
-        return -self.killed_at.get(number, -code)
+        return -self.killed_at.get(number, -code), False
 
 
 @pytest.fixture
@@ -132,27 +136,44 @@ def test_what_is_complete_is_not_measured_again(children, tmp_path):
     assert Results.load(out).rows == before
 
 
-def test_another_run_is_not_gone_on_with(children, tmp_path):
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that is refused, and looks for what it says; nothing else is printed."""
+
+    def refuse(out, *more, says):
+        capsys.readouterr()
+        assert bench(out, *more) == run.REFUSED
+        printed = capsys.readouterr()
+        assert re.search(says, printed.err) and "written to" not in printed.out
+
+    return refuse
+
+
+def test_another_run_is_not_gone_on_with(children, tmp_path, refused):
     out = tmp_path / "results.json"
     assert bench(out) == 0
-    with pytest.raises(SystemExit, match="of another run: mode was all, is inference"):
-        bench(out, "--resume", "--mode", "inference")
-    with pytest.raises(SystemExit, match="threads was 1, is 2"):
-        bench(out, "--resume", "--threads", "2")
+    refused(out, "--resume", "--mode", "inference", says="of another run: mode was all, is inference")
+    refused(out, "--resume", "--threads", "2", says="threads was 1, is 2")
 
 
-def test_a_pattern_picks_problems(children, tmp_path):
+def test_results_that_are_there_are_not_written_over(children, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    assert bench(out) == 0
+    with pytest.raises(SystemExit):
+        bench(out)
+    assert "results.json exists: --resume goes on with it, or name another" in capsys.readouterr().err
+
+
+def test_a_pattern_picks_problems(children, tmp_path, refused):
     out = tmp_path / "results.json"
     assert bench(out, "--repeats", "2", "--only", "GRU|training") == 0
     results = Results.load(out)
     found = {(row.problem["cell"], row.repeat) for row in results.rows}
     assert found == {("gru", 0), ("gru", 1), ("rnn", 0), ("rnn", 1)} and results.complete
-    with pytest.raises(SystemExit, match=r"only was GRU\|training, is None"):
-        bench(out, "--resume")
-    with pytest.raises(SystemExit, match="the suite quick has no problem of --mode all that --only bf16 finds"):
-        bench(tmp_path / "other.json", "--only", "bf16")
-    with pytest.raises(SystemExit, match="the suite quick has no problem of --mode step$"):
-        bench(tmp_path / "other.json", "--mode", "step")
+    other = tmp_path / "other.json"
+    refused(out, "--resume", says=r"only was GRU\|training, is None")
+    refused(other, "--only", "bf16", says="the suite quick has no problem of --mode all that --only bf16 finds")
+    refused(other, "--mode", "step", says="the suite quick has no problem of --mode step$")
 
 
 def test_a_broken_pattern_is_said_to_be_one(children, tmp_path, capsys):
@@ -161,14 +182,13 @@ def test_a_broken_pattern_is_said_to_be_one(children, tmp_path, capsys):
     assert "--only: expected a regular expression, got '('" in capsys.readouterr().err
 
 
-def test_changed_code_is_not_gone_on_with(children, tmp_path):
+def test_changed_code_is_not_gone_on_with(children, tmp_path, refused):
     out = tmp_path / "results.json"
     assert bench(out) == 0
     results = Results.load(out)
     results.environment["code"] = "another"
     results.save(out)
-    with pytest.raises(SystemExit, match="code was another"):
-        bench(out, "--resume")
+    refused(out, "--resume", says="code was another")
 
 
 def test_a_peer_that_kills_the_process_is_reported_and_the_run_goes_on(children, tmp_path, monkeypatch):
@@ -242,3 +262,32 @@ def test_our_own_failure_fails_the_command(children, tmp_path, monkeypatch):
 
     monkeypatch.setattr(rnnkern_layer, "build", build)
     assert bench(tmp_path / "results.json") == 1
+
+
+def started(child, **keywords):
+    """A process that runs `child`, a program, as the runner does, once it says so."""
+    code = f"import sys; sys.path.insert(0, {str(Path(run.__file__).parent)!r}); import run; print('ready', flush=True)"
+    code += f"; print(run.spawn([sys.executable, '-c', {child!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **keywords)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_ctrl_c_ends_what_it_runs_at_once_or_the_second_time(listens):
+    """A command that ends by itself, and one that hangs."""
+    hang = "" if listens else "signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    with started(f"import signal, time; {hang} time.sleep(60)", start_new_session=True) as process:
+        for _ in range(1 if listens else 2):
+            time.sleep(1)
+            os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == f"({-(signal.SIGINT if listens else signal.SIGKILL)}, True)\n"
+
+
+def test_what_ends_the_command_ends_the_process_that_measures():
+    with started("import os, time; print(os.getpid(), flush=True); time.sleep(60)") as process:
+        child = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
