@@ -58,12 +58,7 @@ const Strategy* find(const std::string& wanted) {
 #if defined(RNNKERN_WITH_CUDA)
   if (wanted == kStationary.name) return &kStationary;
 #endif
-  std::string known;
-  for (const Strategy& strategy : kStrategies) {
-    if (wanted == strategy.name) return &strategy;
-    known += (known.empty() ? "" : ", ") + std::string(strategy.name);
-  }
-  throw Error{"strategy: expected one of " + known + ", got '" + wanted + "'"};
+  return &find_name(kStrategies, "strategy", wanted);
 }
 
 constexpr size_t kKnownPlans = 256;

@@ -71,7 +71,7 @@ inline size_t size_of(Dtype dtype) {
   }
 }
 
-// The entry of kCellNames or kDtypeNames with this name.
+// The entry with this name; throws Error, of a wrong `what`, where there is none.
 template <class Entry, size_t N>
 const Entry& find_name(const Entry (&entries)[N], const char* what, std::string_view name) {
   for (const Entry& entry : entries)
@@ -108,6 +108,8 @@ struct Problem {
   int64_t gate_size() const { return facts(cell).gates * hidden_size; }           // G * H
   int64_t saved_size() const { return facts(cell).saved * hidden_size; }          // K * H
   int64_t head_size() const { return hidden_size / heads; }
+  // Products of a step that wait for each other: a projection's for h, gru_v1's candidate's for its reset gate.
+  int stages() const { return cell == CellKind::gru_v1 || proj_size > 0 ? 2 : 1; }
   // The gradients of the weights are so many sums, each over rows that lie as many rows apart.
   int64_t samples() const { return per_sample ? batch : 1; }
   int64_t sample_rows() const { return per_sample ? steps : rows; }

@@ -6,7 +6,7 @@
 #include "../cell/gru.h"
 #include "../cell/lstm.h"
 #include "../cell/rnn.h"
-#include "run_panels.h"
+#include "sweep.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -20,15 +20,15 @@ struct BackwardBuffers {
   T *d_gates = nullptr, *d_split = nullptr;
   T* operand = nullptr;        // [R] a row: what w_hh multiplied
   T* reset_operand = nullptr;  // [H] gru_v1: r times it
-  T* d_state = nullptr;        // [R] projection: gradient of its result
-  T* projected = nullptr;      // [H] projection: what w_hr multiplied
+  T* d_projected = nullptr;    // [R] projection: gradient of its result
+  T* unprojected = nullptr;    // [H] projection: what w_hr multiplied
   T* live_x = nullptr;         // [I] x with zeros past the lengths
   C* d_bias = nullptr;         // [samples][G + 1][H] sums of d_gates, and of d_split
   int64_t pitch = 0;           // of the carries
   C* carry[2] = {};            // [h, c][place][pitch] the part that no product brings
   Operand* d_operand[2] = {};  // [parity][place][head][gate][unit] gates' gradients as the next product reads them
   int64_t d_operand_size = 0;
-  Operand* middle = nullptr;       // [place][pitch] between two stages
+  Operand* inner = nullptr;        // [place][pitch] between two stages
   const Operand* zeros = nullptr;  // [max(pitch, d_operand_size)]
   const T* zero_state = nullptr;   // [max(H, R)]
   int64_t copied = 0;              // elements that each worker needs for copies of operands
@@ -42,11 +42,12 @@ struct alignas(kLine) BackwardRow {
   const Operand* operand;  // what the stage's product multiplies
   C* carry[2];
   Operand* d_operand;  // gates' gradients for the step before
-  Operand* middle;
+  Operand* inner;
   const T* state[2];  // h, c before the step
   const T *d_y, *d_cells, *saved, *mask;
   const bool *zone_h, *zone_c;
-  T *d_gates, *d_split, *h_operand, *reset_operand, *d_state, *projected;
+  T *d_gates, *d_split, *h_operand, *reset_operand, *d_projected, *unprojected;
+  T* d_h_0;  // at the end
   bool cut;
   int64_t ahead;  // rows to the row of the step that comes next
 };
@@ -68,8 +69,7 @@ class alignas(kLine) BackwardSweep {
         projection_(problem.proj_size > 0), group_(group), gradients_(gradients), buffers_(buffers), time_(time),
         rows_{share, &time}, row_(live), copies_(copies) {}
 
-  static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
-
+  int panels(int stage) const { return stage == 0 ? buffers_.first.count : buffers_.second.count; }
   const LiveRows& rows() const { return rows_; }
   auto matrix_unit() const { return MatrixUnit<packed_t<T>>(buffers_.first.unit_rows); }  // lives while a product runs
 
@@ -96,8 +96,8 @@ class alignas(kLine) BackwardSweep {
     at_rest_ = true;
     for (int64_t i = 0; i < live_; ++i) {
       int64_t const b = rows_.rows[i], at = time_.row(t, b), in_turn = at - first_row_;
-      int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;  // the row's own step
-      int64_t const next = group_.reverse ? t - 1 : t + 1;              // the step after it in the recurrence
+      int64_t const n = time_.own_step(t, b, group_.reverse);
+      int64_t const next = group_.reverse ? t - 1 : t + 1;  // the step after it in the recurrence
       BackwardRow<T>& row = row_[i];
       bool const last = n == time_.lengths[b] - 1;
       bool const cut_after = !last && time_.cut(next, b, group_.reverse);
@@ -115,17 +115,17 @@ class alignas(kLine) BackwardSweep {
       }
       row.d_y = gradients_.d_y ? static_cast<const T*>(gradients_.d_y) + at * group_.y_stride : nullptr;
       row.saved = buffers_.saved + at * K * hidden_;
-      row.mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
+      row.mask = mask_of<T>(group_, b, state_size_);
       row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
       row.d_gates = buffers_.d_gates + in_turn * G * hidden_;
       if (Cell::split_gate) row.d_split = buffers_.d_split + in_turn * hidden_;
       row.h_operand = buffers_.operand + in_turn * state_size_;
       if (two_stage_gru) row.reset_operand = buffers_.reset_operand + in_turn * hidden_;
       if (projection_) {
-        row.d_state = buffers_.d_state + in_turn * state_size_;
-        row.projected = buffers_.projected + in_turn * hidden_;
+        row.d_projected = buffers_.d_projected + in_turn * state_size_;
+        row.unprojected = buffers_.unprojected + in_turn * hidden_;
       }
-      if (buffers_.middle) row.middle = buffers_.middle + place(i);
+      if (buffers_.inner) row.inner = buffers_.inner + place(i);
       int64_t const ahead = group_.reverse ? t + 1 : t - 1;
       row.ahead = ahead < 0 || ahead >= time_.lengths[b] ? 0 : time_.row(ahead, b) - at;
     }
@@ -135,7 +135,7 @@ class alignas(kLine) BackwardSweep {
     const auto& set = stage == 0 ? buffers_.first : buffers_.second;
     PanelRange const range{first, last, backwards_, at_rest_ && stage == 0};
     if (stage == 1)
-      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
+      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].inner;
     if constexpr (two_stage_gru) {
       if (stage == 0)
         return run_panels(set, range, row_, live_, copies_, each_block([&](auto&&... a) { candidate(a...); }));
@@ -158,12 +158,12 @@ class alignas(kLine) BackwardSweep {
         bool const cut = n == 0 || time_.cut(group_.reverse ? n - 1 : 0, b, group_.reverse);
         row_[i].operand = cut ? buffers_.zeros : d_operand(0, i);
         row_[i].carry[0] = buffers_.carry[0] + place(i);
-        row_[i].mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
-        row_[i].d_state = static_cast<T*>(gradients_.d_h_0) + b * state_size_;
+        row_[i].mask = mask_of<T>(group_, b, state_size_);
+        row_[i].d_h_0 = static_cast<T*>(gradients_.d_h_0) + b * state_size_;
       }
       run_panels(buffers_.first, {first, last}, row_, rows_.count, copies_,
                  each_block([&](Row& row, const Panel&, int64_t unit, int n, const C* sums) {
-                   store(row.d_state + unit, d_state(row, unit, n, sums), n);
+                   store(row.d_h_0 + unit, d_state(row, unit, n, sums), n);
                  }));
     }
     if (is_lstm && gradients_.d_c_0 && first == 0 && last > 0) {
@@ -189,17 +189,15 @@ class alignas(kLine) BackwardSweep {
     clear(buffers_.d_split, at, hidden_);
     clear(buffers_.operand, at, state_size_);
     clear(buffers_.reset_operand, at, hidden_);
-    clear(buffers_.d_state, at, state_size_);
-    clear(buffers_.projected, at, hidden_);
+    clear(buffers_.d_projected, at, state_size_);
+    clear(buffers_.unprojected, at, hidden_);
   }
   static void clear(T* to, int64_t at, int64_t size) {
     if (to) std::memset(to + at * size, 0, size * sizeof(T));
   }
 
   void start(const void* from, int64_t size, int64_t i, int which) {
-    int64_t const b = rows_.rows[i];
-    C* const to = buffers_.carry[which] + place(i);
-    for (int64_t j = 0; j < size; ++j) to[j] = from ? to_compute(static_cast<const T*>(from)[b * size + j]) : C(0);
+    load_row<T>(buffers_.carry[which] + place(i), from, rows_.rows[i], size);
   }
 
   const T* previous(const void* initial, const void* sequence, int64_t stride, int64_t size, int64_t n, int64_t t,
@@ -225,9 +223,7 @@ class alignas(kLine) BackwardSweep {
   RNNKERN_INLINE V unzone(V& d, const bool* zone, int64_t unit, int n) const {
     V const none(C(0)), all = d;
     if (zone) {
-      C keep[V::lanes] = {};
-      for (int i = 0; i < n; ++i) keep[i] = zone[unit + i];
-      V const kept = load<V>(keep);
+      V const kept = flags<V>(zone + unit, n);
       d = positive(kept, none, all);
       return positive(kept, all, none);
     }
@@ -290,7 +286,7 @@ class alignas(kLine) BackwardSweep {
     if (Cell::split_gate) keep(row.d_split + unit, d_split, n);
     if constexpr (is_lstm) {
       carry(row, 1, unit, n, d_before[1] + old_c);
-      if (projection_) keep(row.projected + unit, LstmCell::output(saved, state[1]), n);
+      if (projection_) keep(row.unprojected + unit, LstmCell::output(saved, state[1]), n);
     }
     return d_before[0];
   }
@@ -306,8 +302,8 @@ class alignas(kLine) BackwardSweep {
   RNNKERN_INLINE void onto_projection(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
     V d = d_h(row, unit, n, sums);
     carry(row, 0, unit, n, unzone(d, row.zone_h, unit, n));
-    store(row.middle + unit, d, n);
-    keep(row.d_state + unit, d, n);
+    store(row.inner + unit, d, n);
+    keep(row.d_projected + unit, d, n);
     keep(row.h_operand + unit, multiplied(row, unit, n), n);
   }
   RNNKERN_INLINE void through_projection(Row& row, const Panel& panel, int64_t unit, int n, const C* sums) const {
@@ -323,7 +319,7 @@ class alignas(kLine) BackwardSweep {
     keep(row.d_gates + hidden_ + unit, d_z, n);
     keep(row.d_gates + 2 * hidden_ + unit, d_n, n);
     store(d_operand_at(row, 2, 1, panel.head, unit), d_z, n);
-    store(row.middle + unit, d_n, n);
+    store(row.inner + unit, d_n, n);
     carry(row, 0, unit, n, old + d_before);
   }
   RNNKERN_INLINE void gate(Row& row, const Panel& panel, int64_t unit, int n, const C* sums) const {

@@ -5,6 +5,7 @@
 #include "../cell/lstm.h"
 #include "../cell/rnn.h"
 #include "beside.h"
+#include "sweep.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -19,11 +20,11 @@ struct ForwardBuffers {
   T* gates = nullptr;  // [rows][gates_stride]: gates_x, overwritten by what the cell saves; null: nowhere
   int64_t gates_stride = 0;
   int64_t pitch = 0;
-  C* state[2][2] = {};        // [h, c][parity of the row's own step count][place][pitch]
-  Operand* operand[2] = {};   // h as the product reads it: masked, and of its type; null where that is h
-  Operand* middle = nullptr;  // [place][pitch] between two stages
-  C* z = nullptr;             // [place][pitch]
-  const C* zeros = nullptr;   // [pitch]
+  C* state[2][2] = {};       // [h, c][parity of the row's own step count][place][pitch]
+  Operand* operand[2] = {};  // h as the product reads it: masked, and of its type; null where that is h
+  Operand* inner = nullptr;  // [place][pitch] between two stages
+  C* z = nullptr;            // [place][pitch]
+  const C* zeros = nullptr;  // [pitch]
   const Operand* zero_operand = nullptr;
   int64_t copied = 0;   // elements that each worker needs for copies of operands: across vectors, or for a matrix unit
   bool shared = false;  // other workers may have the lines of `cells` from before
@@ -49,7 +50,7 @@ struct alignas(kLine) ForwardRow {
   const T* gates_x;  // what `gates` are made of, in their place or elsewhere
   T *gates, *y, *cells;
   const bool *zone_h, *zone_c;
-  Operand* middle;
+  Operand* inner;
   C* z;
   uint8_t* bytes;  // of a product in int8: the operand quantised, memory of the row's own, and its scale
   float operand_scale;
@@ -73,8 +74,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
         save_(problem.save && !problem.recompute), projection_(problem.proj_size > 0), group_(group), buffers_(buffers),
         time_(time), rows_{share, &time}, row_(live), copies_(copies), beside_(beside) {}
 
-  static int stages(const Problem& problem) { return two_stage_gru || problem.proj_size > 0 ? 2 : 1; }
-
+  int panels(int stage) const { return stage == 0 ? buffers_.first.count : buffers_.second.count; }
   const LiveRows& rows() const { return rows_; }
   Beside<T>* beside() const { return beside_; }
 
@@ -111,7 +111,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
     at_rest_ = true;
     for (int64_t i = 0; i < live_; ++i) {
       int64_t const b = rows_.rows[i], at = time_.row(t, b), place = this->place(i);
-      int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;  // the row's own step
+      int64_t const n = time_.own_step(t, b, group_.reverse);
       int const now = int(n & 1);
       bool const cut = time_.cut(t, b, group_.reverse);
       at_rest_ &= cut || (n == 0 && !group_.h_0);
@@ -124,7 +124,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
         row.cells = group_.cells ? static_cast<T*>(group_.cells) + at * hidden_ : nullptr;
         row.zone_c = group_.zone_c ? group_.zone_c + at * hidden_ : nullptr;
       }
-      row.mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
+      row.mask = mask_of<T>(group_, b, state_size_);
       row.next_operand = nullptr;
       if constexpr (std::is_same_v<Operand, C>) row.operand = row.state[0];
       if (buffers_.operand[0]) {
@@ -138,7 +138,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
         if (beside_) row.gates_x = beside_->row(t - turn_.first_step);
       row.y = static_cast<T*>(group_.y) + at * group_.y_stride;
       row.zone_h = group_.zone_h ? group_.zone_h + at * state_size_ : nullptr;
-      if (buffers_.middle) row.middle = buffers_.middle + place;
+      if (buffers_.inner) row.inner = buffers_.inner + place;
       if (two_stage_gru) row.z = buffers_.z + place;
     }
   }
@@ -146,7 +146,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   void run(int stage, int first, int last) {
     PanelRange const range{first, last, backwards_, at_rest_ && (stage == 0 || two_stage_gru)};
     if (stage == 1)
-      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].middle;
+      for (int64_t i = 0; i < live_; ++i) row_[i].operand = row_[i].inner;
     if constexpr (two_stage_gru) {
       if (stage == 0)
         return run_stage(buffers_.first, buffers_.w_first, range, each_block([&](auto&&... a) { gate(a...); }));
@@ -176,8 +176,8 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   // `recompute`: the gates of rows that were run before depend on no other rows any more; many of them, whatever their
   // step, are run as one. Results other than the gates go to scratch rows.
   struct Rebuild {
-    Operand *operand, *middle;  // [kTogether][pitch]
-    C *state[2], *unused;       // [kTogether][pitch]
+    Operand *operand, *inner;  // [kTogether][pitch]
+    C *state[2], *unused;      // [kTogether][pitch]
     T* unused_y;
   };
   static constexpr int64_t kTogether = 64;
@@ -223,7 +223,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
 
   void prepare_rebuild(const Rebuild& scratch, int64_t t, int64_t b) {
     int64_t const at = time_.row(t, b), place = live_ * buffers_.pitch;
-    int64_t const n = group_.reverse ? time_.lengths[b] - 1 - t : t;
+    int64_t const n = time_.own_step(t, b, group_.reverse);
     bool const cut = time_.cut(t, b, group_.reverse);
     ForwardRow<T>& row = row_[live_];
     before(scratch.state[0] + place, group_.h_0, group_.y, group_.y_stride, state_size_, n, t, b, cut);
@@ -240,7 +240,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
     row.gates = gates_ + (at - turn_.first) * buffers_.gates_stride;
     row.gates_x = row.gates;
     row.y = scratch.unused_y;
-    row.middle = scratch.middle + place;
+    row.inner = scratch.inner + place;
     if (two_stage_gru) row.z = scratch.state[1] + place;
   }
 
@@ -253,7 +253,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   }
 
   void make_operand(Operand* to, const C* h, int64_t b) const {
-    const T* const mask = group_.mask ? static_cast<const T*>(group_.mask) + b * state_size_ : nullptr;
+    const T* const mask = mask_of<T>(group_, b, state_size_);
     for (int64_t j = 0; j < state_size_; ++j) to[j] = from_compute<Operand>(mask ? h[j] * to_compute(mask[j]) : h[j]);
   }
 
@@ -273,9 +273,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   int64_t place(int64_t i) const { return (rows_.place + i) * buffers_.pitch; }  // of the i-th row
 
   void start(const void* from, int64_t size, int64_t i, int which) {
-    int64_t const b = rows_.rows[i];
-    C* const to = buffers_.state[which][0] + place(i);
-    for (int64_t j = 0; j < size; ++j) to[j] = from ? to_compute(static_cast<const T*>(from)[b * size + j]) : C(0);
+    load_row<T>(buffers_.state[which][0] + place(i), from, rows_.rows[i], size);
   }
   void finish(void* to, int64_t size, int64_t i, int which) const {
     int64_t const b = rows_.rows[i];
@@ -292,11 +290,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
 
   // Krueger et al. 2016: units keep their old value where the mask says so; without masks the two are blended.
   RNNKERN_INLINE V zoned(V next, V old, const bool* zone, int64_t unit, int n) const {
-    if (zone) {
-      C keep[V::lanes] = {};
-      for (int i = 0; i < n; ++i) keep[i] = zone[unit + i];
-      return positive(load<V>(keep), old, next);
-    }
+    if (zone) return positive(flags<V>(zone + unit, n), old, next);
     if (group_.zoneout == 0) return next;
     return V(C(group_.zoneout)) * old + V(C(1 - group_.zoneout)) * next;
   }
@@ -343,7 +337,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
   }
   RNNKERN_INLINE void hidden(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {
     V const h = LstmCell::hidden(load<V>(sums), load<V>(sums + V::lanes));
-    if (projection_) return store(row.middle + unit, h, n);
+    if (projection_) return store(row.inner + unit, h, n);
     emit_h(row, unit, n, h);
   }
 
@@ -359,7 +353,7 @@ class alignas(kLine) ForwardSweep {  // a worker's, which it writes in every ste
     keep(row, 0, unit, n, r);
     keep(row, 1, unit, n, z);
     store(row.z + unit, z, n);
-    store(row.middle + unit, r * load<V>(row.operand + unit), n);
+    store(row.inner + unit, r * load<V>(row.operand + unit), n);
   }
 
   RNNKERN_INLINE void candidate(Row& row, const Panel&, int64_t unit, int n, const C* sums) const {

@@ -7,16 +7,13 @@
 namespace rnnkern::RNNKERN_ISA {
 
 // A product with an int8 weight, divided as the float one's panels are.
-struct Int8Panels {
-  PanelSet<float> set;
+struct Int8Panels : PanelSet<float> {
   Int8Weight weight;
-  int count = 0;
 
   static Int8Panels make(Platform& platform, int64_t units, int64_t heads, int gates, int64_t depth, PanelUse use,
                          const Int8Weight& weight) {
     use.packed = false;
-    auto const set = PanelSet<float>::make<float>(platform, units, heads, gates, depth, use);
-    return {set, weight, set.count};
+    return {PanelSet<float>::make<float>(platform, units, heads, gates, depth, use), weight};
   }
 };
 
@@ -24,7 +21,7 @@ struct Int8Panels {
 template <class Row>
 void quantize_operands(const Int8Panels& panels, Row* rows, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
-    rows[i].operand_scale = quantize(rows[i].operand, panels.set.heads, panels.set.depth, rows[i].bytes);
+    rows[i].operand_scale = quantize(rows[i].operand, panels.heads, panels.depth, rows[i].bytes);
 }
 
 // Runs panels over `count` rows of bytes; finish as in run_panels.
@@ -33,17 +30,17 @@ RNNKERN_INLINE void run_int8_panels(const Int8Panels& panels, PanelRange range, 
                                     Finish&& finish) {
   using V = Vec<float>;
   constexpr int lanes = V::lanes;
-  PanelSet<float> const& set = panels.set;
-  int const gates = set.gates;
-  int64_t const quads = int8_quads(set.depth), head_blocks = int8_blocks(set.units / set.heads);
+  int const gates = panels.gates;
+  int64_t const quads = int8_quads(panels.depth), head_units = panels.units / panels.heads,
+                head_blocks = int8_blocks(head_units);
   alignas(64) int32_t sums[kMaxAccumulators * lanes];
   WaitingBlocks<float, Row, Finish> waiting(gates, finish);
   for (int p = 0; p < range.count(); ++p) {
-    Panel const& panel = set.panels[range[p]];
+    Panel const& panel = panels.panels[range[p]];
     const int8_t* data[kMaxColumns];
     int64_t facts[kMaxColumns];  // where each block's scales and sums begin
     for (int s = 0; s < panel.blocks; ++s) {
-      int64_t const unit = panel.unit - panel.head * (set.units / set.heads) + s * lanes;
+      int64_t const unit = panel.unit - panel.head * head_units + s * lanes;
       int64_t const block = panel.head * head_blocks + unit / kInt8Units, part = unit % kInt8Units;
       data[s] = panels.weight.data + (block * quads * gates * kInt8Units + part) * kInt8Depth;
       facts[s] = block * gates * kInt8Units + part;
@@ -109,12 +106,12 @@ struct Int8InputProduct {
     quantize_operands(panels, all + mine.begin, mine.end - mine.begin);
   }
   void rows(int64_t first, RowsOf const& some, float* out, int worker, int workers) const {
-    int64_t const height = panels.set.units;
+    int64_t const height = panels.units;
     Part const mine(panels.count, worker, workers);
     run_int8_panels(panels, {mine.begin, mine.end}, all + first, some.count,
                     each_block([&](const Row& row, const Panel&, int64_t unit, int units, const float* sums) {
                       float* const gates = out + (&row - all - first) * gates_stride + unit;
-                      for (int g = 0; g < panels.set.gates; ++g)
+                      for (int g = 0; g < panels.gates; ++g)
                         store(gates + g * height, load<Vec<float>>(sums + g * Vec<float>::lanes), units);
                     }));
   }

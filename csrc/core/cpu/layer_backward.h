@@ -3,7 +3,7 @@
 // so find the gates' gradients in the cache, and need little memory for them.
 #pragma once
 
-#include "backward_sweep.h"
+#include "backward_products.h"
 #include "bias_sums.h"
 #include "layer_forward.h"
 
@@ -45,15 +45,15 @@ BackwardBuffers<T> backward_buffers(const Problem& problem, const T* saved, Pane
   buffers.operand = scratch<T>(platform, rows_of_turn * size);
   if (two_stage_gru) buffers.reset_operand = scratch<T>(platform, rows_of_turn * hidden);
   if (projection) {
-    buffers.d_state = scratch<T>(platform, rows_of_turn * size);
-    buffers.projected = scratch<T>(platform, rows_of_turn * hidden);
+    buffers.d_projected = scratch<T>(platform, rows_of_turn * size);
+    buffers.unprojected = scratch<T>(platform, rows_of_turn * hidden);
   }
   buffers.d_bias = scratch<C>(platform, problem.samples() * (problem.gate_size() + hidden));
   buffers.pitch = pitch_for(problem, Vec<C>::lanes);
   for (int i = 0; i < Cell::states; ++i) buffers.carry[i] = scratch<C>(platform, places * buffers.pitch);
   buffers.d_operand_size = gates * hidden;
   for (auto*& d_operand : buffers.d_operand) d_operand = scratch<Operand>(platform, places * buffers.d_operand_size);
-  if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, places * buffers.pitch);
+  if (two_stage_gru || projection) buffers.inner = scratch<Operand>(platform, places * buffers.pitch);
   buffers.zeros = zeros<Operand>(platform, std::max(buffers.pitch, buffers.d_operand_size));
   buffers.zero_state = zeros<T>(platform, std::max(hidden, size));
   buffers.copied = copied_elements(buffers, problem.batch);
@@ -78,279 +78,258 @@ void pack_backward(const Problem& problem, const Group& group, const GroupGradie
   }
 }
 
-// x's gradient, a product of each turn.
-template <class T>
-PackedGemm<T> d_x_product(const Problem& problem, const Group& group, const GroupGradients& gradients,
-                          const BackwardBuffers<T>& buffers, int64_t rows_of_turn) {
-  int64_t const in = problem.input_size, all = problem.gate_size();
-  return {.m = rows_of_turn,
-          .n = in,
-          .k = all,
-          .a = {buffers.d_gates, all},
-          .b = {static_cast<const T*>(group.w_ih), in},
-          .c = static_cast<T*>(gradients.d_x),
-          .c_stride = in,
-          .keep_panels = true};
-}
-
-// Adds a turn's part to x's gradient, which another direction shares, that comes from the other end of time: stores
-// where that one was not yet.
-template <class T>
-void run_d_x(const PackedGemm<T>& product, const Problem& problem, const Timeline& time, const Turn& turn, bool reverse,
-             int64_t other, Barrier& barrier, int worker, int workers) {
-  // Steps before `border` were added to, or those from it on.
-  int64_t const border = std::clamp(other, turn.first_step, turn.last_step);
-  int64_t const rows = border == problem.steps ? problem.rows : time.row(border, 0);
-  int64_t const end = turn.first + turn.count;
-  auto const part = [&](int64_t first, int64_t last, bool there) {
-    if (first < last)
-      product.rows(first - turn.first, {last - first}, product.c + first * product.c_stride, worker, workers, there);
-  };
-  part(turn.first, rows, !reverse);
-  if (turn.first < rows && rows < end) barrier.wait(worker, workers);  // both parts use the product's memory for sums
-  part(rows, end, reverse);
-}
-
-// The gradients of the weights: products over all rows, in turns, or each sample's. Fills `products` (if not null) and
-// returns their number.
+// A layer backward: the memory that its workers share, made once, and the phases that they run together.
 template <class Cell, class T>
-int weight_products(const Problem& problem, const Group& group, const GroupGradients& gradients,
-                    const BackwardBuffers<T>& buffers, PackedGemm<T>* products) {
-  int64_t const hidden = problem.hidden_size, in = problem.input_size, all = problem.gate_size(),
-                size = problem.state_size();
-  int64_t const head = problem.head_size(), samples = problem.samples();
-  int count = 0;
-  // d_weight[units, width] = d^T operand, of sample b.
-  auto weight = [&](int64_t b, const T* d, int64_t stride, int64_t units, const T* operand, int64_t operand_stride,
-                    int64_t width, T* out, bool operand_of_turn = true) {
-    if (products)
-      new (&products[count])
-          PackedGemm<T>{.m = units,
-                        .n = width,
-                        .k = problem.sample_rows(),
-                        .a = {d + b * stride, stride * samples, true, true},
-                        .b = {operand + b * operand_stride, operand_stride * samples, false, operand_of_turn},
-                        .c = out,
-                        .c_stride = width};
-    ++count;
-  };
-  int64_t const width = size / problem.heads;
-  // The last gate stands alone where its gradient or its operand differs.
-  int64_t const together = Cell::split_gate || buffers.reset_operand ? Cell::gates - 1 : Cell::gates;
-  for (int64_t b = 0; b < samples; ++b) {
-    if (gradients.d_w_ih) {
-      const T* const x = buffers.live_x ? buffers.live_x : static_cast<const T*>(group.x);
-      weight(b, buffers.d_gates, all, all, x, in, in, static_cast<T*>(gradients.d_w_ih) + b * all * in,
-             buffers.live_x != nullptr);
-    }
-    if (gradients.d_w_hh) {
-      T* const out = static_cast<T*>(gradients.d_w_hh) + b * all * width;
-      auto block = [&](int64_t row, int64_t units, const T* d, int64_t stride, const T* operand, int64_t column) {
-        weight(b, d, stride, units, operand + column, size, width, out + row * width);
-      };
-      if (problem.heads == 1) {
-        block(0, together * hidden, buffers.d_gates, all, buffers.operand, 0);
-      } else {
-        for (int64_t g = 0; g < together; ++g)
-          for (int64_t j = 0; j < hidden; j += head)
-            block(g * hidden + j, head, buffers.d_gates + g * hidden + j, all, buffers.operand, j);
-      }
-      if (together < Cell::gates) {
-        const T* const d = Cell::split_gate ? buffers.d_split : buffers.d_gates + together * hidden;
-        const T* const operand = Cell::split_gate ? buffers.operand : buffers.reset_operand;
-        for (int64_t j = 0; j < hidden; j += head)
-          block(together * hidden + j, head, d + j, Cell::split_gate ? hidden : all, operand, j);
-      }
-    }
-    if (gradients.d_w_hr)
-      weight(b, buffers.d_state, size, size, buffers.projected, hidden, hidden,
-             static_cast<T*>(gradients.d_w_hr) + b * size * hidden);
-  }
-  return count;
-}
+class BackwardRun {
+  using C = compute_t<T>;
+  using Sweep = BackwardSweep<Cell, T>;
+  using Forward = ForwardSweep<Cell, T>;
 
-// x with zeros past the lengths, of a turn.
-template <class T>
-void copy_live(const Problem& problem, const Timeline& time, const Group& group, const Turn& turn, T* copy, int worker,
-               int workers) {
-  size_t const bytes = problem.input_size * sizeof(T);
-  for (int64_t t = turn.first_step + worker; t < turn.last_step; t += workers)
-    for (int64_t b = 0; b < problem.batch; ++b) {
-      int64_t const at = time.row(t, b);
-      T* const to = copy + (at - turn.first) * problem.input_size;
-      if (t < time.lengths[b])
-        std::memcpy(to, static_cast<const T*>(group.x) + at * problem.input_size, bytes);
-      else
-        std::memset(to, 0, bytes);
+ public:
+  BackwardRun(const Cell& cell, const Problem& problem, const Group* groups, const GroupGradients* gradients, int count,
+              const Plan& plan, CpuPlatform& platform)
+      : cell_(cell), problem_(problem), rebuilt_(problem), groups_(groups), gradients_(gradients), count_(count),
+        plan_(plan), platform_(platform), time_(scratch<Timeline>(platform, count)),
+        pairs_(std::any_of(gradients, gradients + count, [](auto& one) { return one.accumulate_x; })),
+        slots_(plan, count, pairs_ ? 2 : 1), places_(problem, plan, Vec<C>::lanes),
+        turns_(BackwardTurns::make<T>(problem)), rows_of_turn_(turns_.steps * problem.batch) {
+    rebuilt_.save = true, rebuilt_.recompute = false;
+    make_timelines(problem, groups, count, time_, platform);
+    make_groups();
+    make_weight_products();
+    make_workers();
+  }
+
+  void operator()() {
+    slots_.run(count_, plan_, platform_, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
+      run({first, first + n, place, worker, workers, barrier});
+    });
+  }
+
+ private:
+  // A worker's part: groups [first, last) with others, and its place among those that run at the same time.
+  struct Worker {
+    int first, last, place, worker, workers;
+    Barrier& barrier;
+
+    void wait() const { barrier.wait(worker, workers); }
+  };
+
+  // Each group's buffers and products but those of the weights' gradients, which are counted.
+  void make_groups() {
+    again_ = scratch<ForwardBuffers<T>>(platform_, count_);
+    again_products_ = scratch<PackedGemm<T>>(platform_, count_);
+    buffers_ = scratch<BackwardBuffers<T>>(platform_, count_);
+    d_x_ = scratch<PackedGemm<T>>(platform_, count_);
+    d_x_scratch_ = zeros<ProductScratch<T>>(platform_, slots_.count);
+    first_product_ = scratch<int>(platform_, count_ + 1);
+    first_product_[0] = 0;
+    for (int g = 0; g < count_; ++g) {
+      make_buffers(g);
+      if (gradients_[g].d_x) make_d_x(g);
+      if (problem_.recompute) new (&again_products_[g]) PackedGemm<T>(input_product(problem_, groups_[g], again_[g]));
+      first_product_[g + 1] =
+          first_product_[g] + weight_products<Cell, T>(problem_, groups_[g], gradients_[g], buffers_[g], nullptr);
     }
-}
+  }
+
+  void make_buffers(int g) {
+    Group const& group = groups_[g];
+    int const slot = slots_.slot(g);
+    if (slot == g) {
+      int const sharing = plan_.split == Split::rows ? plan_.workers : 1;
+      int64_t const rows = std::min(problem_.batch, (problem_.batch * count_ + sharing - 1) / sharing);
+      PanelUse const use{.rows = std::max<int64_t>(1, rows), .workers = plan_.sharing_units()};
+      T* const gates = problem_.recompute ? scratch<T>(platform_, problem_.rows * problem_.saved_size()) : nullptr;
+      if (gates)
+        new (&again_[g]) ForwardBuffers<T>(
+            forward_buffers<Cell, T>(problem_, group, gates, {.rows = Forward::kTogether}, nullptr, platform_));
+      const T* const saved = gates ? gates : static_cast<const T*>(group.gates);
+      new (&buffers_[g])
+          BackwardBuffers<T>(backward_buffers<Cell, T>(problem_, saved, use, rows_of_turn_, places_.count, platform_));
+      set_shared(buffers_[g], plan_, slots_.workers(plan_));
+    } else {
+      if (problem_.recompute) {
+        new (&again_[g]) ForwardBuffers<T>(again_[slot]);
+        again_[g].set_group(problem_, group);
+      }
+      new (&buffers_[g]) BackwardBuffers<T>(buffers_[slot]);
+      if (!problem_.recompute) buffers_[g].saved = static_cast<const T*>(group.gates);
+    }
+    if (!time_[g].uniform && !time_[g].offsets && gradients_[g].d_w_ih && !buffers_[slot].live_x)
+      buffers_[g].live_x = buffers_[slot].live_x = scratch<T>(platform_, rows_of_turn_ * problem_.input_size);
+  }
+
+  void make_d_x(int g) {
+    int const slot = slots_.slot(g), workers = slots_.workers(plan_);
+    new (&d_x_[g]) PackedGemm<T>(d_x_product(problem_, groups_[g], gradients_[g], buffers_[g], rows_of_turn_));
+    if (!d_x_scratch_[slot].panels) d_x_scratch_[slot] = ProductScratch<T>::make(&d_x_[g], 1, workers, platform_);
+    d_x_scratch_[slot].give(d_x_[g]);
+    bool const own_rows = makes_own_rows(d_x_[g], problem_, plan_, workers);
+    if (own_rows) listed_ = rows_of_turn_;
+    d_x_[g].own_rows = own_rows && !pairs_;
+  }
+
+  void make_weight_products() {
+    products_ = scratch<PackedGemm<T>>(platform_, first_product_[count_]);
+    for (int g = 0; g < count_; ++g)
+      weight_products<Cell, T>(problem_, groups_[g], gradients_[g], buffers_[g], products_ + first_product_[g]);
+    if (turns_.count > 1)  // what a turn sums waits for the next
+      for (int i = 0; i < first_product_[count_]; ++i)
+        products_[i].partial = scratch<C>(platform_, products_[i].partial_elements(true));
+    slots_.share(products_, [&](int g) { return first_product_[g]; }, count_, plan_, platform_);
+    if (problem_.recompute) slots_.share(again_products_, [](int g) { return g; }, count_, plan_, platform_);
+  }
+
+  // What each worker has for itself.
+  void make_workers() {
+    int64_t const live = count_ * problem_.batch;
+    lists_ = scratch<int64_t>(platform_, plan_.workers * listed_);
+    rows_ = scratch<BackwardRow<T>>(platform_, live * plan_.workers);
+    forward_rows_ = scratch<ForwardRow<T>>(platform_, Forward::kTogether * plan_.workers);
+    row_storage_ = scratch<int64_t>(platform_, live * plan_.workers);
+    sweeps_ = scratch<Sweep>(platform_, count_ * plan_.workers);
+    pitch_ = pitch_for(problem_, Vec<C>::lanes);
+    rebuild_size_ = problem_.recompute ? Forward::kTogether * pitch_ : 0;
+    rebuild_state_ = scratch<C>(platform_, 3 * rebuild_size_ * plan_.workers);
+    rebuild_operand_ = scratch<operand_t<T>>(platform_, 2 * rebuild_size_ * plan_.workers);
+    copied_ = std::max(buffers_[0].copied, problem_.recompute ? again_[0].copied : 0);
+    copies_ = scratch<packed_t<T>>(platform_, plan_.workers * copied_);
+    rebuild_y_ = scratch<T>(platform_, pitch_ * plan_.workers);
+  }
+
+  void run(Worker const& here) {
+    int const worker = here.worker, workers = here.workers;
+    for (int g = here.first; g < here.last; ++g) {
+      pack_backward(problem_, groups_[g], gradients_[g], buffers_[g], worker, workers);
+      if (problem_.recompute) pack_forward<Cell, T>(rebuilt_, groups_[g], again_[g], worker, workers);
+      if (gradients_[g].d_x) d_x_[g].pack(worker, workers);
+    }
+    if (problem_.recompute) rebuild_gates(here);
+    end_streams();
+    here.wait();
+    int const mine = worker * count_ + here.first;
+    Team<Sweep> const team{problem_,
+                           time_ + here.first,
+                           here.last - here.first,
+                           plan_,
+                           places_,
+                           worker,
+                           workers,
+                           here.barrier,
+                           sweeps_ + mine,
+                           row_storage_ + mine * problem_.batch};
+    team.begin([&](int i, Share const& share) {
+      int const g = here.first + i;
+      return Sweep(cell_, problem_, groups_[g], gradients_[g], buffers_[g], time_[g], share,
+                   rows_ + (worker * count_ + g) * problem_.batch, copies_ + here.place * copied_);
+    });
+    for (int64_t turn = 0; turn < turns_.count; ++turn) run_turn(here, team, turn);
+    for (int i = 0; i < team.groups; ++i) {
+      if (team.sweeps[i].rows().count == 0) continue;
+      Part const panels(buffers_[here.first + i].first.count, team.first(), team.stride());
+      team.sweeps[i].end(panels.begin, panels.end);
+    }
+  }
+
+  // Gates that were not kept are made again.
+  void rebuild_gates(Worker const& here) {
+    C* const state = rebuild_state_ + here.place * 3 * rebuild_size_;
+    auto* const operand = rebuild_operand_ + here.place * 2 * rebuild_size_;
+    typename Forward::Rebuild const scratch_rows{operand,
+                                                 operand + rebuild_size_,
+                                                 {state, state + rebuild_size_},
+                                                 state + 2 * rebuild_size_,
+                                                 rebuild_y_ + here.place * pitch_};
+    for (int g = here.first; g < here.last; ++g) again_products_[g].run(here.barrier, here.worker, here.workers);
+    for (int g = here.first; g < here.last; ++g) {
+      Forward sweep(cell_, rebuilt_, groups_[g], again_[g], time_[g], Share{time_[g].order, problem_.batch},
+                    forward_rows_ + here.place * Forward::kTogether, copies_ + here.place * copied_);
+      sweep.set_gates(again_[g].gates, Turn{}, false);
+      sweep.rebuild(scratch_rows, here.worker, here.workers);
+    }
+  }
+
+  // The steps of a turn, then what is multiplied and summed over its rows.
+  void run_turn(Worker const& here, Team<Sweep> const& team, int64_t index) {
+    int64_t const from = index * turns_.steps, steps = std::min(turns_.steps, problem_.steps - from);
+    bool const begins = index == 0, ends = index + 1 == turns_.count;
+    auto const turn_of_group = [&](int g) { return turn_of(problem_, time_[g], !groups_[g].reverse, from, steps); };
+    for (int g = here.first; g < here.last; ++g) {
+      Turn const turn = turn_of_group(g);
+      team.sweeps[g - here.first].begin_turn(turn, team.first(), team.stride());
+      if (buffers_[g].live_x)
+        copy_live(problem_, time_[g], groups_[g], turn, buffers_[g].live_x, here.worker, here.workers);
+    }
+    team.run(from, from + steps);
+    end_streams();
+    here.wait();
+    for (int g = here.first; g < here.last; ++g) {
+      Turn const turn = turn_of_group(g);
+      sum_biases<Cell, T>(problem_, gradients_[g], buffers_[g], turn.count, begins, ends, here.worker, here.workers);
+      if (gradients_[g].d_x) run_d_x_of_turn(here, team, g, turn, from, from + steps);
+      for (int i = first_product_[g]; i < first_product_[g + 1]; ++i)
+        products_[i].run_turn(turn.first, problem_.per_sample ? problem_.steps : turn.count, begins, ends, here.barrier,
+                              here.worker, here.workers, i > first_product_[g] ? &products_[i - 1] : nullptr);
+    }
+    here.wait();
+  }
+
+  // Steps [from, to) in the order of processing.
+  void run_d_x_of_turn(Worker const& here, Team<Sweep> const& team, int g, Turn const& turn, int64_t from, int64_t to) {
+    PackedGemm<T> const& product = d_x_[g];
+    // The direction that shares it comes to its own steps of this turn after this one, or before.
+    bool const second = gradients_[g].accumulate_x,
+               shared = second || (g + 1 < here.last && gradients_[g + 1].accumulate_x), reverse = groups_[g].reverse;
+    int64_t const others = second ? to : from;
+    if (second) here.wait();
+    if (shared)
+      return run_d_x(product, problem_, time_[g], turn, reverse, reverse ? problem_.steps - others : others,
+                     here.barrier, here.worker, here.workers);
+    int64_t* const list = product.own_rows ? lists_ + here.worker * listed_ : nullptr;
+    product.rows(0, team.rows(g - here.first, turn, list), product.c + turn.first * product.c_stride, here.worker,
+                 here.workers);
+  }
+
+  const Cell& cell_;
+  const Problem& problem_;
+  Problem rebuilt_;  // forward's, to make gates again
+  const Group* groups_;
+  const GroupGradients* gradients_;
+  int count_;
+  const Plan& plan_;
+  CpuPlatform& platform_;
+  Timeline* time_;
+  bool pairs_;  // two directions add to one gradient of x
+  Slots slots_;
+  Places places_;
+  BackwardTurns turns_;
+  int64_t rows_of_turn_;
+  // Of each group.
+  ForwardBuffers<T>* again_;
+  BackwardBuffers<T>* buffers_;
+  PackedGemm<T>*again_products_, *d_x_;
+  ProductScratch<T>* d_x_scratch_;  // of each slot
+  PackedGemm<T>* products_;         // of the weights' gradients: group g's begin at first_product_[g]
+  int* first_product_;
+  // Of each worker.
+  int64_t listed_ = 0;  // rows of a turn, where workers make their own of d_x
+  int64_t* lists_;
+  BackwardRow<T>* rows_;
+  ForwardRow<T>* forward_rows_;
+  int64_t* row_storage_;
+  Sweep* sweeps_;
+  int64_t pitch_, rebuild_size_, copied_;
+  C* rebuild_state_;
+  operand_t<T>* rebuild_operand_;
+  packed_t<T>* copies_;
+  T* rebuild_y_;
+};
 
 template <class Cell, class T>
 void backward(const Cell& cell, const Problem& problem, const Group* groups, const GroupGradients* gradients, int count,
               const Plan& plan, CpuPlatform& platform) {
-  using C = compute_t<T>;
-  using Sweep = BackwardSweep<Cell, T>;
-  using Forward = ForwardSweep<Cell, T>;
-  Timeline* const time = scratch<Timeline>(platform, count);
-  make_timelines(problem, groups, count, time, platform);
-  bool const pairs = std::any_of(gradients, gradients + count, [](auto& one) { return one.accumulate_x; });
-  Slots const slots(plan, count, pairs ? 2 : 1);
-  Places const places(problem, plan, Vec<C>::lanes);
-  int const sharing = plan.split == Split::rows ? plan.workers : 1;
-  PanelUse const use{
-      .rows = std::max<int64_t>(1, std::min(problem.batch, (problem.batch * count + sharing - 1) / sharing)),
-      .workers = plan.sharing_units()};
-
-  // Gates that were not kept are made again.
-  Problem rebuilt = problem;
-  rebuilt.save = true, rebuilt.recompute = false;
-  auto* const again = scratch<ForwardBuffers<T>>(platform, count);
-  auto* const again_products = scratch<PackedGemm<T>>(platform, count);
-  auto* const buffers = scratch<BackwardBuffers<T>>(platform, count);
-  auto* const d_x = scratch<PackedGemm<T>>(platform, count);
-  auto* const d_x_scratch = zeros<ProductScratch<T>>(platform, slots.count);
-  auto* const first_product = scratch<int>(platform, count + 1);
-  int64_t listed = 0;  // rows of a turn, where workers make their own of d_x
-  BackwardTurns const turns = BackwardTurns::make<T>(problem);
-  int64_t const rows_of_turn = turns.steps * problem.batch;
-  first_product[0] = 0;
-  for (int g = 0; g < count; ++g) {
-    int const slot = slots.slot(g);
-    if (slot == g) {
-      T* const gates = problem.recompute ? scratch<T>(platform, problem.rows * problem.saved_size()) : nullptr;
-      if (gates)
-        new (&again[g]) ForwardBuffers<T>(
-            forward_buffers<Cell, T>(problem, groups[g], gates, {.rows = Forward::kTogether}, nullptr, platform));
-      new (&buffers[g]) BackwardBuffers<T>(backward_buffers<Cell, T>(
-          problem, gates ? gates : static_cast<const T*>(groups[g].gates), use, rows_of_turn, places.count, platform));
-      set_shared(buffers[g], plan, slots.workers(plan));
-    } else {
-      if (problem.recompute) {
-        new (&again[g]) ForwardBuffers<T>(again[slot]);
-        again[g].set_group(problem, groups[g]);
-      }
-      new (&buffers[g]) BackwardBuffers<T>(buffers[slot]);
-      if (!problem.recompute) buffers[g].saved = static_cast<const T*>(groups[g].gates);
-    }
-    if (!time[g].uniform && !time[g].offsets && gradients[g].d_w_ih && !buffers[slot].live_x)
-      buffers[g].live_x = buffers[slot].live_x = scratch<T>(platform, rows_of_turn * problem.input_size);
-    if (gradients[g].d_x) {
-      new (&d_x[g]) PackedGemm<T>(d_x_product(problem, groups[g], gradients[g], buffers[g], rows_of_turn));
-      if (!d_x_scratch[slot].panels)
-        d_x_scratch[slot] = ProductScratch<T>::make(&d_x[g], 1, slots.workers(plan), platform);
-      d_x_scratch[slot].give(d_x[g]);
-      bool const own_rows = makes_own_rows(d_x[g], problem, plan, slots.workers(plan));
-      if (own_rows) listed = rows_of_turn;
-      d_x[g].own_rows = own_rows && !pairs;
-    }
-    if (problem.recompute) new (&again_products[g]) PackedGemm<T>(input_product(problem, groups[g], again[g]));
-    first_product[g + 1] =
-        first_product[g] + weight_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], nullptr);
-  }
-  auto* const products = scratch<PackedGemm<T>>(platform, first_product[count]);
-  for (int g = 0; g < count; ++g)
-    weight_products<Cell, T>(problem, groups[g], gradients[g], buffers[g], products + first_product[g]);
-  if (turns.count > 1)  // what a turn sums waits for the next
-    for (int i = 0; i < first_product[count]; ++i)
-      products[i].partial = scratch<C>(platform, products[i].partial_elements(true));
-  slots.share(products, [&](int g) { return first_product[g]; }, count, plan, platform);
-  if (problem.recompute) slots.share(again_products, [](int g) { return g; }, count, plan, platform);
-
-  auto* const lists = scratch<int64_t>(platform, plan.workers * listed);
-  auto* const rows = scratch<BackwardRow<T>>(platform, count * problem.batch * plan.workers);
-  auto* const forward_rows = scratch<ForwardRow<T>>(platform, Forward::kTogether * plan.workers);
-  auto* const row_storage = scratch<int64_t>(platform, count * problem.batch * plan.workers);
-  auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
-  int64_t const pitch = pitch_for(problem, Vec<C>::lanes),
-                rebuild_size = problem.recompute ? Forward::kTogether * pitch : 0;
-  auto* const rebuild_state = scratch<C>(platform, 3 * rebuild_size * plan.workers);
-  auto* const rebuild_operand = scratch<operand_t<T>>(platform, 2 * rebuild_size * plan.workers);
-  int64_t const a_worker = std::max(buffers[0].copied, problem.recompute ? again[0].copied : 0);
-  auto* const copies = scratch<packed_t<T>>(platform, plan.workers * a_worker);
-  auto* const rebuild_y = scratch<T>(platform, pitch * plan.workers);
-
-  slots.run(count, plan, platform, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
-    int const last = first + n, base = worker * count;
-    for (int g = first; g < last; ++g) {
-      pack_backward(problem, groups[g], gradients[g], buffers[g], worker, workers);
-      if (problem.recompute) pack_forward<Cell, T>(rebuilt, groups[g], again[g], worker, workers);
-      if (gradients[g].d_x) d_x[g].pack(worker, workers);
-    }
-    if (problem.recompute) {
-      C* const state = rebuild_state + place * 3 * rebuild_size;
-      auto* const operand = rebuild_operand + place * 2 * rebuild_size;
-      typename Forward::Rebuild const scratch_rows{operand,
-                                                   operand + rebuild_size,
-                                                   {state, state + rebuild_size},
-                                                   state + 2 * rebuild_size,
-                                                   rebuild_y + place * pitch};
-      for (int g = first; g < last; ++g) again_products[g].run(barrier, worker, workers);
-      for (int g = first; g < last; ++g) {
-        Forward sweep(cell, rebuilt, groups[g], again[g], time[g], Share{time[g].order, problem.batch},
-                      forward_rows + place * Forward::kTogether, copies + place * a_worker);
-        sweep.set_gates(again[g].gates, Turn{}, false);
-        sweep.rebuild(scratch_rows, worker, workers);
-      }
-    }
-    end_streams();
-    barrier.wait(worker, workers);
-    Team<Sweep> const team{problem,
-                           time + first,
-                           n,
-                           plan,
-                           places,
-                           worker,
-                           workers,
-                           barrier,
-                           sweeps + base + first,
-                           row_storage + (base + first) * problem.batch};
-    team.begin([&](int i, Share const& share) {
-      int const g = first + i;
-      return Sweep(cell, problem, groups[g], gradients[g], buffers[g], time[g], share,
-                   rows + (base + g) * problem.batch, copies + place * a_worker);
-    });
-    for (int64_t c = 0, s = 0; c < turns.count; ++c, s += turns.steps) {
-      int64_t const steps = std::min(turns.steps, problem.steps - s), done = s + steps;
-      bool const begins = c == 0, ends = c + 1 == turns.count;
-      for (int g = first; g < last; ++g) {
-        Turn const turn = turn_of(problem, time[g], !groups[g].reverse, s, steps);
-        team.sweeps[g - first].begin_turn(turn, team.first(), team.stride());
-        if (buffers[g].live_x) copy_live(problem, time[g], groups[g], turn, buffers[g].live_x, worker, workers);
-      }
-      team.run(s, done, [&](int i, int stage) {
-        return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
-      });
-      end_streams();
-      barrier.wait(worker, workers);
-      for (int g = first; g < last; ++g) {
-        Turn const turn = turn_of(problem, time[g], !groups[g].reverse, s, steps);
-        sum_biases<Cell, T>(problem, gradients[g], buffers[g], turn.count, begins, ends, worker, workers);
-        if (gradients[g].d_x) {
-          // The direction that shares it comes to its own steps of this turn after this one, or before.
-          bool const second = gradients[g].accumulate_x,
-                     shared = second || (g + 1 < last && gradients[g + 1].accumulate_x);
-          int64_t const others = second ? done : s;
-          if (second) barrier.wait(worker, workers);
-          if (shared) {
-            run_d_x(d_x[g], problem, time[g], turn, groups[g].reverse,
-                    groups[g].reverse ? problem.steps - others : others, barrier, worker, workers);
-          } else {
-            d_x[g].rows(0, team.rows(g - first, turn, d_x[g].own_rows ? lists + worker * listed : nullptr),
-                        d_x[g].c + turn.first * d_x[g].c_stride, worker, workers);
-          }
-        }
-        for (int i = first_product[g]; i < first_product[g + 1]; ++i)
-          products[i].run_turn(turn.first, problem.per_sample ? problem.steps : turn.count, begins, ends, barrier,
-                               worker, workers, i > first_product[g] ? &products[i - 1] : nullptr);
-      }
-      barrier.wait(worker, workers);
-    }
-    for (int i = 0; i < n; ++i) {
-      if (team.sweeps[i].rows().count == 0) continue;
-      Part const mine(buffers[first + i].first.count, team.first(), team.stride());
-      team.sweeps[i].end(mine.begin, mine.end);
-    }
-  });
+  BackwardRun<Cell, T>(cell, problem, groups, gradients, count, plan, platform)();
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

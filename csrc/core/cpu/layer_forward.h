@@ -2,7 +2,6 @@
 #pragma once
 
 #include "forward_sweep.h"
-#include "sweep.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -75,7 +74,7 @@ void state_buffers(ForwardBuffers<T, Panels>& buffers, const Problem& problem, c
   int64_t const size = (places ? places->count : problem.batch) * buffers.pitch;
   buffers.zeros = zeros<C>(platform, buffers.pitch);
   buffers.zero_operand = zeros<Operand>(platform, buffers.pitch);
-  if (two_stage_gru || projection) buffers.middle = scratch<Operand>(platform, size);
+  if (two_stage_gru || projection) buffers.inner = scratch<Operand>(platform, size);
   if (!places) return;
   for (int parity = 0; parity < 2; ++parity) {
     for (int i = 0; i < Cell::states; ++i) buffers.state[i][parity] = scratch<C>(platform, size);
@@ -149,6 +148,24 @@ void pack_forward(const Problem& problem, const Group& group, const ForwardBuffe
   }
 }
 
+// Memory for the products that are made beside the steps: one for each slot, and for each worker that shares its units.
+template <class T>
+struct BesideMemory {
+  int64_t stride, each;  // between rows of gates; of one product's gates
+  Beside<T>* products;
+  T* gates;
+
+  BesideMemory(const Problem& problem, const Plan& plan, Slots const& slots, bool used, Platform& platform)
+      : stride(scratch_gates_stride(problem)), each((2 * kBesideRows + gap_of(stride)) * stride) {
+    int64_t const count = used ? slots.count * plan.sharing_units() : 0;
+    products = scratch<Beside<T>>(platform, count);
+    gates = scratch<T>(platform, count * each);
+  }
+  Beside<T>* make(PackedGemm<T> const& product, const Problem& problem, Units units, int64_t at) const {
+    return new (&products[at]) Beside<T>(product, problem.hidden_size, units, gates + at * each, stride);
+  }
+};
+
 // The phases: `buffers` and `products`, the input products, are each group's; `rows` [workers][groups][B].
 template <class Cell, class T, class Panels, class Product>
 void run_forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
@@ -166,11 +183,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
   int64_t const listed = own_rows ? steps_together * batch : 0;
   auto* const lists = scratch<int64_t>(platform, plan.workers * listed);
   Slots const slots(plan, count);
-  int64_t const stride_beside = scratch_gates_stride(problem),
-                a_beside = (2 * kBesideRows + gap_of(stride_beside)) * stride_beside;
-  int64_t const count_beside = turns.beside ? slots.count * plan.sharing_units() : 0;
-  auto* const besides = scratch<Beside<T>>(platform, count_beside);
-  auto* const gates_beside = scratch<T>(platform, count_beside * a_beside);
+  BesideMemory<T> const memory_beside(problem, plan, slots, turns.beside, platform);
   auto const turn_from = [&](int g, int64_t s) {
     return turn_of(problem, time[g], groups[g].reverse, s, std::min(steps_together, problem.steps - s));
   };
@@ -194,11 +207,9 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
       int const g = first + i;
       Beside<T>* beside = nullptr;
       if constexpr (can_run_beside<T> && std::is_same_v<Product, PackedGemm<T>>)
-        if (turns.beside && share.count > 0) {
-          int64_t const at = (plan.split == Split::units ? worker * slots.count : 0) + slots.slot(g);
-          beside = new (&besides[at]) Beside<T>(products[g], problem.hidden_size, team.units(buffers[g]),
-                                                gates_beside + at * a_beside, stride_beside);
-        }
+        if (turns.beside && share.count > 0)
+          beside = memory_beside.make(products[g], problem, team.units(buffers[g]),
+                                      (plan.split == Split::units ? worker * slots.count : 0) + slots.slot(g));
       return Sweep(cell, problem, groups[g], buffers[g], time[g], share, rows + (base + g) * batch,
                    copies ? copies + place * a_worker : nullptr, beside);
     });
@@ -234,9 +245,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
         if (next < problem.steps) beside.begin(turn_from(g, next));
       });
       if (!alone) barrier.wait(worker, workers);
-      team.run(s, next, [&](int i, int stage) {
-        return stage == 0 ? buffers[first + i].first.count : buffers[first + i].second.count;
-      });
+      team.run(s, next);
       each_beside([](auto& beside, int) { beside.finish(); });
       if (!alone) barrier.wait(worker, workers);
     }

@@ -67,14 +67,13 @@ Way by_units(const Problem& p, int threads) {
   int64_t const rows = p.batch * p.groups, size = p.hidden_size * int64_t(p.int8 ? sizeof(float) : weight_bytes(p)),
                 lines = (size + kLine - 1) / kLine,
                 shares = std::max<int64_t>(1, lines / fewest_blocks(least_gates, p.batch));
-  int const stages = p.cell == CellKind::gru_v1 || p.proj_size > 0 ? 2 : 1;
   Way best{1, std::numeric_limits<double>::infinity()};
   int const most = int(std::min<int64_t>(threads, shares));
   for (int workers = 2, rounds = 1; workers <= most; ++workers) {
     if (workers > 1 << rounds) ++rounds;
     double const part = double((shares + workers - 1) / workers) / shares,
                  others = double(rows * lines) * (p.save ? p.gates() : 1) * (workers - 1) / workers;
-    double const us = step_us(p, rows, p.groups, part) + stages * rounds * kRoundUs + others * kLineUs;
+    double const us = step_us(p, rows, p.groups, part) + p.stages() * rounds * kRoundUs + others * kLineUs;
     if (us * kNearlyBest < best.us) best = {workers, us};
   }
   return best;

@@ -18,6 +18,24 @@ E* zeros(Platform& platform, int64_t count) {
   return data;
 }
 
+// Row b of [B][size], or zeros where there is none.
+template <class T>
+void load_row(compute_t<T>* to, const void* from, int64_t b, int64_t size) {
+  for (int64_t j = 0; j < size; ++j)
+    to[j] = from ? to_compute(static_cast<const T*>(from)[b * size + j]) : compute_t<T>(0);
+}
+template <class T>
+const T* mask_of(const Group& group, int64_t b, int64_t size) {
+  return group.mask ? static_cast<const T*>(group.mask) + b * size : nullptr;
+}
+// 1 where it is true, else 0.
+template <class V>
+RNNKERN_INLINE V flags(const bool* from, int n) {
+  typename V::Scalar values[V::lanes] = {};
+  for (int i = 0; i < n; ++i) values[i] = from[i];
+  return load<V>(values);
+}
+
 inline int64_t pitch_for(const Problem& problem, int64_t lanes) {  // room for a whole vector at any unit
   return (std::max(problem.hidden_size, problem.state_size()) + 2 * lanes - 1) / lanes * lanes;
 }
@@ -198,16 +216,15 @@ struct Team {
     if (shares_units()) barrier.wait(worker, workers);
   }
 
-  // Steps [from, to) in the order of processing; `panels(g, stage)` is the number of panels.
-  template <class Panels>
-  void run(int64_t from, int64_t to, Panels panels) const {
-    int const stages = Sweep::stages(problem);
+  // Steps [from, to) in the order of processing.
+  void run(int64_t from, int64_t to) const {
+    int const stages = problem.stages();
     auto const unit = sweeps[0].matrix_unit();
     if (!shares_units()) {
       for (int g = 0; g < groups; ++g)
         for (int64_t s = from; s < to && sweeps[g].rows().count > 0; ++s) {
           sweeps[g].prepare(s);
-          for (int stage = 0; stage < stages; ++stage) sweeps[g].run(stage, 0, panels(g, stage));
+          for (int stage = 0; stage < stages; ++stage) sweeps[g].run(stage, 0, sweeps[g].panels(stage));
         }
       return;
     }
@@ -215,7 +232,7 @@ struct Team {
       for (int g = 0; g < groups; ++g) sweeps[g].prepare(s);
       for (int stage = 0; stage < stages; ++stage) {
         for (int g = 0; g < groups; ++g) {
-          Part const mine(panels(g, stage), worker, workers);
+          Part const mine(sweeps[g].panels(stage), worker, workers);
           sweeps[g].run(stage, mine.begin, mine.end);
         }
         barrier.wait(worker, workers);

@@ -16,6 +16,9 @@ struct Timeline {
 
   int64_t row(int64_t t, int64_t b) const { return offsets ? offsets[t] + b : t * batch + b; }
 
+  // The row's own step.
+  int64_t own_step(int64_t t, int64_t b, bool reverse) const { return reverse ? lengths[b] - 1 - t : t; }
+
   // Is the state replaced by zero before step t? In reverse it is cut on its way from t + 1 to t, unless t + 1 is
   // padding.
   bool cut(int64_t t, int64_t b, bool reverse) const {

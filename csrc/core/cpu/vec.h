@@ -59,7 +59,7 @@ template <class C>
 RNNKERN_INLINE Vec<C> positive(Vec<C> v, Vec<C> a, Vec<C> b) {
   return Vec<C>(v.v > typename Vec<C>::Native{} ? a.v : b.v);
 }
-// The hardware's instructions give their second operand where one is NaN, which the compiler does not use of itself.
+// The hardware's instructions give their second operand where one is NaN, which the compiler does not use by itself.
 template <class C>
 RNNKERN_INLINE Vec<C> minimum(Vec<C> a, Vec<C> limit) {  // NaN passes
 #if RNNKERN_VECTOR_BYTES == 64

@@ -37,7 +37,6 @@ Peak peak(const Problem& p, const DeviceFacts& device, const Costs& c) {
 
 // Products of one step, their weights from the L2 cache or, where they do not fit, from memory; the pointwise kernel.
 double stepwise_us(const Problem& p, const DeviceFacts& device, const Costs& c) {
-  double const stages = p.cell == CellKind::gru_v1 || p.proj_size > 0 ? 2 : 1;
   double const work = double(p.gate_size()) * p.state_size() / p.heads + double(p.proj_size) * p.hidden_size;
   double const bytes = work * size_of(p.dtype);
   double const rate =
@@ -46,7 +45,7 @@ double stepwise_us(const Problem& p, const DeviceFacts& device, const Costs& c) 
   double const product = std::max(bytes / rate, p.batch * work / (most.efficiency * most.rate));
   double const values = double(p.batch) * p.hidden_size * (2 * p.gates() + 4);
   double const pointwise = values * size_of(p.dtype) / c.memory_bytes;
-  return p.groups * (product + pointwise + stages * (2 * c.launch_us + c.gemm_latency_us));
+  return p.groups * (product + pointwise + p.stages() * (2 * c.launch_us + c.gemm_latency_us));
 }
 
 // What `count` groups that run together take from the caller: gates that nobody keeps, as many as are held at once, or
