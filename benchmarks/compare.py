@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from results import Results, Row, by_problem, is_ours, samples
+from results import Results, Row, bad, by_problem, is_ours, samples
 from stats import LEAST_PROCESSES, bootstrap, spread
 from suites import Problem
 
@@ -92,12 +92,13 @@ def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
         for side in sides:
             found = change(name, side, sides, now[key]) if side in now[key] else None
             rows = now[key].get(side, [])
+            failed = [row for row in rows if row.status != "ok" and (not found or bad([row]))]
             if found:
                 changes.append(found)
-            elif samples(sides[side]) and is_ours(side) and not rows:
+            if is_ours(side) and failed:
+                lost.append(f"{side}, {name}: {failed[0].status}: {failed[0].message}")
+            elif is_ours(side) and not found and samples(sides[side]):
                 lost.append(f"{side}, {name}: missing")
-            if is_ours(side):
-                lost += [f"{side}, {name}: {row.status}: {row.message}" for row in rows if row.status != "ok"][:1]
     return changes, lost
 
 

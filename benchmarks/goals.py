@@ -88,9 +88,9 @@ Made by `make figures` from `benchmarks/results`; a test fails when it is stale.
 those that the goal is about. "better peer": the better of torch.nn and ONNX Runtime. A ratio is the median over pairs
 of samples that were taken right after each other. Floors are computed from what the same machine was measured to do.
 "Nowhere slower": the lower end of the bootstrap 95 % interval of the median ratio is at least {SLOWER}, over at least
-{LEAST_PAIRS} pairs from {LEAST_PROCESSES} processes together; lines that ask it show that lower end. "Not measured well enough":
-fewer pairs or processes, no row of the peer or of our float32 in that run, or a time below the computed floor, which
-then was measured too high.
+{LEAST_PAIRS} pairs from {LEAST_PROCESSES} processes together; lines that ask it show that lower end. "Not measured well
+enough": fewer pairs or processes, no row of the peer or of our float32 in that run, or a time below the computed floor,
+which then was measured too high.
 "7 of 8 do": so many of the problems meet the goal; one that stands in several files counts once, by the latest.
 
 ## CPU

@@ -54,7 +54,7 @@ class Row:
     def key(self) -> str:
         """Rows with the same key are sides of the same problem. What is as by default is left out: older results do
         not have all of a problem's members."""
-        own = {name: value for name, value in self.problem.items() if value != DEFAULTS[name]}
+        own = {name: value for name, value in self.problem.items() if value != DEFAULTS.get(name)}
         return json.dumps(own, sort_keys=True)
 
 

@@ -2,9 +2,9 @@
 
 Each operator has a `torch.autograd.Function` as its `Autograd` kernel, so that everything that dispatches (a compiled
 graph, an exported program) finds the gradient; its forward calls the operator again below autograd (where nobody would
-notice, the operator's code, `ops.forward_below_autograd`), or, under a
-transform of `torch.func`, one level further down (`levels.py`). First derivatives run kernels; the derivatives of those
-differentiate `reference.layer` (`formula.py`). A cell that is called eagerly has a Function of its own (`CellStep`).
+notice, the operator's code, `ops.forward_below_autograd`), or, under a transform of `torch.func`, one level further
+down (`levels.py`). First derivatives run kernels; the derivatives of those differentiate `reference.layer`
+(`formula.py`). A cell that is called eagerly has a Function of its own (`CellStep`).
 
 Note [T == 1]: the backward of one step reads neither `y` nor `cells`, so they are not saved there, and the caller may
 change them in place, as with torch's cells.

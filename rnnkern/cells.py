@@ -78,7 +78,7 @@ class RecurrentCell(torch.nn.RNNCellBase):
         return state.unsqueeze(0)
 
     def to_torch(self) -> torch.nn.RNNCellBase:
-        """The equal torch.nn cell, sharing parameters and training mode."""
+        """The equal torch.nn cell, sharing parameters and training mode; ValueError of a subclass's own forward."""
         from rnnkern.convert import as_torch
 
         return as_torch(self)
@@ -97,7 +97,7 @@ def _without_first(state: Tensor) -> Tensor:
 
 
 class LSTMCell(RecurrentCell):
-    """`torch.nn.LSTMCell`."""
+    """`torch.nn.LSTMCell`: one step of `rnnkern.LSTM`. Arguments, shapes and errors are torch's."""
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -126,7 +126,7 @@ class LSTMCell(RecurrentCell):
 
 
 class GRUCell(RecurrentCell):
-    """`torch.nn.GRUCell`."""
+    """`torch.nn.GRUCell`: one step of `rnnkern.GRU`. Arguments, shapes and errors are torch's."""
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -150,7 +150,7 @@ class GRUCell(RecurrentCell):
 
 
 class RNNCell(RecurrentCell):
-    """`torch.nn.RNNCell`."""
+    """`torch.nn.RNNCell`: one step of `rnnkern.RNN`. Arguments, shapes and errors are torch's."""
 
     nonlinearity: str
 

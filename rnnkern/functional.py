@@ -8,7 +8,7 @@ of lengths on a GPU only where the environment has `RNNKERN_CHECK=1`, since that
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,29 @@ from rnnkern.reference import GATES
 
 State = Any  # a tensor, or the pair (h, c) of an LSTM
 Weights = Sequence[Tensor] | int8.Weights
+
+
+class Settings(NamedTuple):
+    """What a stack of layers is, apart from its tensors."""
+
+    cell: str  # its name in `rnnkern.reference`
+    num_layers: int = 1
+    bidirectional: bool = False
+    batch_first: bool = False
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    training: bool = False
+    heads: int = 1
+    recompute: bool = False
+
+    @property
+    def lstm(self) -> bool:
+        return self.cell == "lstm"
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
 
 
 def lstm(
@@ -46,14 +69,10 @@ def lstm(
         weights: flat, in torch's order; per layer and direction `w_ih [4*H, I]`, `w_hh [4*H, R / heads]`, then `b_ih`,
             `b_hh` `[4*H]` if there are biases, then `w_hr [P, H]` if there is a projection.
     """
-    weights = list(weights)
-    checks.check_function_arguments(
-        "lstm", weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
+    settings = Settings(
+        "lstm", num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout, training, heads, recompute
     )
-    return run(
-        "lstm", input, hx, weights, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout,
-        training, heads, recompute, lengths, reset_mask, return_state_sequence,
-    )  # fmt: skip
+    return _checked(settings, input, hx, weights, lengths, reset_mask, return_state_sequence)
 
 
 def gru(
@@ -77,14 +96,10 @@ def gru(
 ) -> tuple[Any, ...]:
     """`rnnkern.GRU.forward` with its weights as an argument, as in `lstm`: `(output, h_n)`."""
     cell = "gru" if reset_after else "gru_v1"
-    weights = list(weights)
-    checks.check_function_arguments(
-        cell, weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
+    settings = Settings(
+        cell, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout, training, heads, recompute
     )
-    return run(
-        cell, input, hx, weights, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout,
-        training, heads, recompute, lengths, reset_mask, return_state_sequence,
-    )  # fmt: skip
+    return _checked(settings, input, hx, weights, lengths, reset_mask, return_state_sequence)
 
 
 def rnn(
@@ -108,30 +123,27 @@ def rnn(
 ) -> tuple[Any, ...]:
     """`rnnkern.RNN.forward` with its weights as an argument, as in `lstm`: `(output, h_n)`."""
     cell = checks.rnn_cell_name(nonlinearity)
+    settings = Settings(
+        cell, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout, training, heads, recompute
+    )
+    return _checked(settings, input, hx, weights, lengths, reset_mask, return_state_sequence)
+
+
+def _checked(settings: Settings, input: Any, hx: State, weights: Iterable[Tensor], *rest: Any) -> tuple[Any, ...]:
+    """`run` with weights that come from no module."""
     weights = list(weights)
     checks.check_function_arguments(
-        cell, weights, num_layers, bidirectional, heads, dropout, recurrent_dropout, zoneout
-    )
-    return run(
-        cell, input, hx, weights, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout,
-        training, heads, recompute, lengths, reset_mask, return_state_sequence,
+        settings.cell, weights, settings.num_layers, settings.bidirectional, settings.heads, settings.dropout,
+        settings.recurrent_dropout, settings.zoneout,
     )  # fmt: skip
+    return run(settings, input, hx, weights, *rest)
 
 
 def run(
-    cell: str,
+    settings: Settings,
     input: Tensor | PackedSequence,
     hx: State,
     weights: Weights,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    recurrent_dropout: float,
-    zoneout: float,
-    training: bool,
-    heads: int,
-    recompute: bool,
     lengths: Tensor | None,
     reset_mask: Tensor | PackedSequence | None,
     return_state_sequence: bool,
@@ -140,10 +152,8 @@ def run(
     if isinstance(input, PackedSequence):
         if lengths is not None:
             raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
-        return _run_packed(
-            cell, input, hx, weights, num_layers, bidirectional, dropout, recurrent_dropout, zoneout,
-            training, heads, recompute, reset_mask, return_state_sequence,
-        )  # fmt: skip
+        return _run_packed(settings, input, hx, weights, reset_mask, return_state_sequence)
+    cell, num_layers, bidirectional, batch_first, dropout, recurrent_dropout, zoneout, training, heads, _ = settings
     dim = input.dim()
     if (
         dim == 3
@@ -156,6 +166,8 @@ def run(
         if result is not None:
             return result
     name = checks.cell_name(cell)
+    if input.is_nested:
+        raise TypeError("input must be a dense tensor, got a nested one: input.to_padded_tensor(0.0), and lengths=")
     if dim != 3 and dim != 2:
         raise ValueError(
             f"{name}: Expected input to be 2D or 3D, got {dim}D {'tensor ' if name == 'RNN' else ''}instead"
@@ -189,9 +201,8 @@ def run(
     if reset_mask is not None:
         reset_mask = checks.checked_reset_mask(reset_mask, x, batched, batch_first)
     y, h_n, c_n, sequence = _stack(
-        cell, x, h_0, c_0, weights, num_layers, bidirectional, dropout, recurrent_dropout, zoneout, training, heads,
-        recompute, lengths, reset_mask, None, x.shape[1], return_state_sequence, None,
-    )  # fmt: skip
+        settings, x, h_0, c_0, weights, x.shape[1], return_state_sequence, lengths=lengths, reset_mask=reset_mask
+    )
     if not batched:
         y, h_n = y.squeeze(1), h_n.squeeze(1)
         c_n = None if c_n is None else c_n.squeeze(1)
@@ -204,25 +215,17 @@ def run(
 
 
 def _run_packed(
-    cell: str,
+    settings: Settings,
     input: PackedSequence,
     hx: State,
     weights: Weights,
-    num_layers: int,
-    bidirectional: bool,
-    dropout: float,
-    recurrent_dropout: float,
-    zoneout: float,
-    training: bool,
-    heads: int,
-    recompute: bool,
     reset_mask: Tensor | PackedSequence | None,
     return_state_sequence: bool,
 ) -> tuple[Any, ...]:
     data, batch_sizes, sorted_indices, unsorted_indices = input
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    h_0, c_0 = checks.initial_states(hx, cell)
+    h_0, c_0 = checks.initial_states(hx, settings.cell)
     if torch.jit.is_tracing():
         batch: Any = batch_sizes[0]  # so that the trace takes other batches
     elif not torch.compiler.is_compiling():
@@ -235,8 +238,8 @@ def _run_packed(
         batch = batch_sizes[0].item()
     mask = None if reset_mask is None else checks.checked_packed_reset_mask(reset_mask, input)
     y, h_n, c_n, sequence = _stack(
-        cell, data, h_0, c_0, weights, num_layers, bidirectional, dropout, recurrent_dropout, zoneout, training, heads,
-        recompute, None, mask, batch_sizes, batch, return_state_sequence, sorted_indices,
+        settings, data, h_0, c_0, weights, batch, return_state_sequence, reset_mask=mask, batch_sizes=batch_sizes,
+        order=sorted_indices,
     )  # fmt: skip
     if unsorted_indices is not None:
         h_n = h_n.index_select(1, unsorted_indices)
@@ -247,43 +250,28 @@ def _run_packed(
 
 
 def _stack(
-    cell: str,
+    settings: Settings,
     x: Tensor,
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: Weights,
-    num_layers: int,
-    bidirectional: bool,
-    dropout: float,
-    recurrent_dropout: float,
-    zoneout: float,
-    training: bool,
-    heads: int,
-    recompute: bool,
-    lengths: Tensor | None,
-    reset_mask: Tensor | None,
-    batch_sizes: Tensor | None,
     batch: int,
     return_state_sequence: bool,
-    order: Tensor | None,
+    *,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """All layers, on `x [T, B, I]` or packed `[rows, I]`: `(y, h_n, c_n, state sequence)`.
 
     Args:
         order: sorts what belongs to a sample into the order of the packed rows.
     """
-    lstm = cell == "lstm"
-    directions = 2 if bidirectional else 1
-    if isinstance(weights, int8.Weights):
-        weights.check(x)
-        input_size, hidden, width = weights.input_size, weights.hidden_size, weights.state_size
-    else:
-        if autocast.applies_to(x):
-            x, h_0, c_0, weights = autocast.cast(x, h_0, c_0, weights)
-        checks.check_weights(x, weights)
-        a_layer = len(weights) // num_layers  # weights in a layer
-        hidden, input_size = weights[0].shape[0] // GATES[cell], weights[0].shape[1]
-        width = weights[a_layer - 1].shape[0] if a_layer // directions % 2 else hidden  # R
+    lstm, directions, num_layers, zoneout = settings.lstm, settings.directions, settings.num_layers, settings.zoneout
+    if not isinstance(weights, int8.Weights) and autocast.applies_to(x):
+        x, h_0, c_0, weights = autocast.cast(x, h_0, c_0, weights)
+    input_size, hidden, width = _checked_sizes(settings, x, weights)
     if x.shape[-1] != input_size:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {x.shape[-1]}")
     h: Tensor | None = None
@@ -300,7 +288,7 @@ def _stack(
             c_0 = checks.checked_state(x, c_0, (rows, batch, hidden), "hidden[1] size", order)
         h, c = h_0, c_0
 
-    noise = training and (recurrent_dropout > 0 or zoneout > 0)
+    noise = settings.training and (settings.recurrent_dropout > 0 or zoneout > 0)
     recurrent_mask = zoneout_h = zoneout_c = None
     h_n, c_n = [], []
     sequences: list[Any] = []
@@ -310,20 +298,20 @@ def _stack(
             c = None if c_0 is None else c_0[layer * directions : (layer + 1) * directions]
         if noise:
             recurrent_mask, zoneout_h, zoneout_c = _draw(
-                x, directions, batch, width, hidden if lstm else 0, recurrent_dropout, zoneout, order
+                x, directions, batch, width, hidden if lstm else 0, settings.recurrent_dropout, zoneout, order
             )
         if isinstance(weights, int8.Weights):
             y, h_layer, c_layer, cells = int8.layer(
-                weights.of_layer(layer), x, h, c, lengths, reset_mask, batch_sizes, zoneout, cell=cell,
-                hidden_size=hidden, proj_size=weights.proj_size, bidirectional=bidirectional, heads=heads,
-                want_cells=lstm and return_state_sequence,
+                weights.of_layer(layer), x, h, c, lengths, reset_mask, batch_sizes, zoneout,
+                cell=settings.cell, hidden_size=hidden, proj_size=weights.proj_size,
+                bidirectional=settings.bidirectional, heads=settings.heads, want_cells=lstm and return_state_sequence,
             )  # fmt: skip
         else:
             y, h_layer, c_layer, cells = autograd.layer(
-                x, weights if num_layers == 1 else weights[layer * a_layer : (layer + 1) * a_layer], h, c, lengths,
-                reset_mask, batch_sizes, recurrent_mask, zoneout_h, zoneout_c, 0.0 if training else zoneout,
-                cell=cell, bidirectional=bidirectional, heads=heads, recompute=recompute,
-                want_cells=lstm and return_state_sequence,
+                x, weights if num_layers == 1 else _of_layer(weights, layer, num_layers), h, c, lengths, reset_mask,
+                batch_sizes, recurrent_mask, zoneout_h, zoneout_c, 0.0 if settings.training else zoneout,
+                cell=settings.cell, bidirectional=settings.bidirectional, heads=settings.heads,
+                recompute=settings.recompute, want_cells=lstm and return_state_sequence,
             )  # fmt: skip
         h_n.append(h_layer)
         if lstm:
@@ -331,10 +319,27 @@ def _stack(
         if return_state_sequence:
             sequences.append(cells if lstm else y.unflatten(-1, (directions, width)).movedim(-2, 0))
         last = layer == num_layers - 1
-        x = torch.dropout(y, dropout, True) if training and dropout > 0 and not last else y
+        x = torch.dropout(y, settings.dropout, True) if settings.training and settings.dropout > 0 and not last else y
     # Of one layer too: its memory is not the output's.
     sequence = torch.cat(sequences) if return_state_sequence else None
     return y, _joined(h_n), _joined(c_n) if lstm else None, sequence
+
+
+def _checked_sizes(settings: Settings, x: Tensor, weights: Weights) -> tuple[int, int, int]:
+    """`I, H, R` of the weights, which fit `x` in dtype and device."""
+    if isinstance(weights, int8.Weights):
+        weights.check(x)
+        return weights.input_size, weights.hidden_size, weights.state_size
+    checks.check_weights(x, weights)
+    a_layer = len(weights) // settings.num_layers
+    hidden, input_size = weights[0].shape[0] // GATES[settings.cell], weights[0].shape[1]
+    projection = a_layer // settings.directions % 2 == 1
+    return input_size, hidden, weights[a_layer - 1].shape[0] if projection else hidden
+
+
+def _of_layer(weights: Sequence[Tensor], layer: int, num_layers: int) -> Sequence[Tensor]:
+    count = len(weights) // num_layers
+    return weights[layer * count : (layer + 1) * count]
 
 
 def _joined(layers: list[Any]) -> Tensor:

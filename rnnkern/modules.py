@@ -24,10 +24,14 @@ class Recurrent(torch.nn.RNNBase):
 
     Keywords of every layer, beyond those of torch.nn:
         recompute: keep no gates for backward; rebuild them there.
-        heads: a block-diagonal recurrent weight; `weight_hh_l{k}` is `[G*H, H/heads]`.
-        recurrent_dropout: one mask a sample on the state before the recurrent product, the same at every step.
-        weight_dropout: one mask a call on each `weight_hh`.
-        zoneout: the share of units that keep their old value at a step.
+        heads: a block-diagonal recurrent weight; `weight_hh_l{k}` is `[G*H, H/heads]`. Not with `proj_size`.
+        recurrent_dropout: one mask a sample on the state before the recurrent product, the same at every step, scaled
+            by 1 / (1 - p) (Gal and Ghahramani 2016).
+        weight_dropout: DropConnect, one mask a call on each `weight_hh`, scaled likewise (Merity et al. 2018).
+        zoneout: the share of units, of h and of c, that keep their old value at a step; in evaluation each is
+            `zoneout * old + (1 - zoneout) * new` (Krueger et al. 2016).
+
+    Random masks act in training alone. ValueError and TypeError name a keyword that is out of range or of a wrong type.
     """
 
     # Also what a layer has that was pickled or converted from one without these.
@@ -137,11 +141,11 @@ class Recurrent(torch.nn.RNNBase):
             for index, name in enumerate(self._flat_weights_names):
                 if name.startswith("weight_hh"):
                     weights[index] = torch.dropout(weights[index], self.weight_dropout, True)
-        return functional.run(
-            self._cell, input, hx, weights, self.num_layers, bool(self.bidirectional), self.batch_first, self.dropout,
+        settings = functional.Settings(
+            self._cell, self.num_layers, bool(self.bidirectional), self.batch_first, self.dropout,
             self.recurrent_dropout, self.zoneout, self.training, self.heads, self.recompute,
-            lengths, reset_mask, return_state_sequence,
         )  # fmt: skip
+        return functional.run(settings, input, hx, weights, lengths, reset_mask, return_state_sequence)
 
     def step(self, input_t: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """One time step of a stream: `(output_t, hx)`, equal to `forward` on one step.
@@ -149,6 +153,9 @@ class Recurrent(torch.nn.RNNBase):
         Args:
             input_t: `[B, I]` or `[I]`.
             hx: as `forward` takes and gives it.
+
+        Raises:
+            ValueError: of a bidirectional layer, whose other direction begins at the end.
         """
         result = None
         if not (self.training and (self.dropout or self.recurrent_dropout or self.weight_dropout or self.zoneout)):
@@ -203,10 +210,19 @@ KEYWORDS = (
 
 
 class LSTM(Recurrent):
-    """`torch.nn.LSTM`; keywords beyond it are `forget_bias` and those of `Recurrent`.
+    """`torch.nn.LSTM` (Hochreiter and Schmidhuber 1997; Gers et al. 2000), on this library's kernels.
+
+        i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh)  # each its own rows, in torch's order i, f, g, o
+        g = tanh(...)
+        c' = f * c + i * g
+        h' = o * tanh(c'), with `proj_size` W_hr times it (Sak et al. 2014)
+
+    Arguments, shapes and errors are torch's; keywords beyond them, but for `forget_bias`, are those of every layer
+    (`help(rnnkern.modules.Recurrent)`). float64, float32, bfloat16 and float16.
 
     Args:
-        forget_bias: initial value of the forget gate's slice of `bias_ih`.
+        forget_bias: initial value of the forget gate's slice of `bias_ih` (Jozefowicz et al. 2015 take 1); ValueError
+            without biases.
     """
 
     forget_bias: float | None = None
@@ -267,10 +283,18 @@ class LSTM(Recurrent):
 
 
 class GRU(Recurrent):
-    """`torch.nn.GRU`; keywords beyond it are `reset_after` and those of `Recurrent`.
+    """`torch.nn.GRU` (Cho et al. 2014), on this library's kernels.
+
+        r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)  # each its own rows, in torch's order r, z, n
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    Arguments, shapes and errors are torch's; keywords beyond them, but for `reset_after`, are those of every layer
+    (`help(rnnkern.modules.Recurrent)`). float64, float32, bfloat16 and float16.
 
     Args:
-        reset_after: False for the original of Cho et al. 2014, whose reset gate acts before the recurrent product.
+        reset_after: False for the paper's own, whose reset gate acts before the recurrent product:
+            n = tanh(W_in x + b_in + W_hn (r * h) + b_hn). torch.nn has none of it.
     """
 
     reset_after: bool = True
@@ -310,7 +334,14 @@ class GRU(Recurrent):
 
 
 class RNN(Recurrent):
-    """`torch.nn.RNN`, with the nonlinearity "sigmoid" too; further keywords are those of `Recurrent`."""
+    """`torch.nn.RNN` (Elman 1990), on this library's kernels: h' = f(W_ih x + b_ih + W_hh h + b_hh).
+
+    Arguments, shapes and errors are torch's; keywords beyond them are those of every layer
+    (`help(rnnkern.modules.Recurrent)`). float64, float32, bfloat16 and float16.
+
+    Args:
+        nonlinearity: f, "tanh" or "relu" as in torch, or "sigmoid".
+    """
 
     nonlinearity: str = "tanh"
 

@@ -39,7 +39,7 @@ def strategies() -> list[str]:
 def strategy(name: str) -> Iterator[None]:
     """Forces a strategy for calls on its backend, in the whole process: backward passes run on threads of their own.
 
-    A call that the strategy does not support raises.
+    A call that the strategy does not support raises, and so does an unknown name (ValueError).
 
     Args:
         name: one of `strategies()`, or "stationary" for any exchange of that one.

@@ -76,10 +76,10 @@ class QuantizedLayer(nn.Module):
             )
         ) is not None:  # fmt: skip
             return node
-        return functional.run(
-            self._cell, input, hx, self._weights(), self.num_layers, self.bidirectional, self.batch_first, 0.0, 0.0,
-            self.zoneout, False, self.heads, False, lengths, reset_mask, return_state_sequence,
-        )  # fmt: skip
+        settings = functional.Settings(
+            self._cell, self.num_layers, self.bidirectional, self.batch_first, zoneout=self.zoneout, heads=self.heads
+        )
+        return functional.run(settings, input, hx, self._weights(), lengths, reset_mask, return_state_sequence)
 
     def step(self, input_t: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """One time step `[B, I]` or `[I]` of a stream: `(output_t, hx)`, equal to `forward` on one step."""

@@ -1,5 +1,6 @@
 """Random problems for the two operators, over every cell, schedule and option, and a pairwise choice among them."""
 
+import contextlib
 import functools
 import itertools
 import random
@@ -313,3 +314,13 @@ class OperatorCalls(TorchDispatchMode):
 def instruction_sets():
     """Those of this processor."""
     return tuple(_C.cpu_isas())
+
+
+@contextlib.contextmanager
+def forced_isa(isa):
+    before = _C.build_info()["cpu_isa"]
+    _C.set_cpu_isa(isa)
+    try:
+        yield isa
+    finally:
+        _C.set_cpu_isa(before)

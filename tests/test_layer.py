@@ -1,7 +1,5 @@
 """The operators' kernels compute what the reference in double computes, forward and backward."""
 
-import contextlib
-
 import pytest
 import torch
 
@@ -14,12 +12,13 @@ from helpers import (
     comparable_problem,
     every_cell,
     every_schedule,
+    forced_isa,
     instruction_sets,
     named,
     pairwise,
     problem,
 )
-from rnnkern import _C, autograd, ops, reference
+from rnnkern import autograd, ops, reference
 
 OPTIONS = {
     "cell": CELLS,
@@ -45,20 +44,10 @@ def assert_choice_equals_reference(dtype, hidden_size, recompute, **choice):
     assert_equals_reference(comparable_problem(dtype=dtype, hidden_size=hidden_size, **choice), recompute=recompute)
 
 
-@contextlib.contextmanager
-def forced(isa):
-    before = _C.build_info()["cpu_isa"]
-    _C.set_cpu_isa(isa)
-    try:
-        yield isa
-    finally:
-        _C.set_cpu_isa(before)
-
-
 @pytest.fixture(params=instruction_sets())
 def isa(request):
     """Every instruction set of this machine, forced."""
-    with forced(request.param) as name:
+    with forced_isa(request.param) as name:
         yield name
 
 
@@ -79,9 +68,9 @@ def test_dot_products_of_bfloat16_serve_bfloat16_alone(cell, name):
         pytest.skip("this processor has no dot products of bfloat16")
     for dtype in helpers.DTYPES:  # operands that are rounded on the way leave other bits
         one = problem(cell, dtype=dtype, hidden_size=64)
-        with forced(name):
+        with forced_isa(name):
             dots = one.run()
-        with forced("avx512"):
+        with forced_isa("avx512"):
             same = [torch.equal(a, b) for a, b in zip(dots, one.run(), strict=True)]
         assert not any(same) if dtype == torch.bfloat16 else all(same)
 

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 import helpers
 import rnnkern
 from comparison import assert_close, error, states, tensors_of
-from helpers import CELLS, OperatorCalls, every_cell, instruction_sets, named, pairwise, problem
-from rnnkern import _C, int8, reference
+from helpers import CELLS, OperatorCalls, every_cell, forced_isa, instruction_sets, named, pairwise, problem
+from rnnkern import int8, reference
 
 OPTIONS = {
     "cell": CELLS,
@@ -35,10 +35,8 @@ ONE_STEP_OF_A_BYTE = 2e-3
 @pytest.fixture(params=instruction_sets())
 def isa(request):
     """Every instruction set of this machine, forced."""
-    before = _C.build_info()["cpu_isa"]
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa(before)
+    with forced_isa(request.param) as name:
+        yield name
 
 
 def in_bytes(values, *dims):

@@ -8,8 +8,6 @@
 #include <tuple>
 #include <utility>
 
-#include "cpu/share.h"
-
 namespace rnnkern {
 namespace {
 
@@ -61,6 +59,43 @@ const Strategy* find(const std::string& wanted) {
   return &find_name(kStrategies, "strategy", wanted);
 }
 
+// The forced strategy if it is one of a GPU's, else none.
+std::string forced_on_gpu() {
+  std::string const wanted = forced();
+  return !wanted.empty() && find(wanted)->backend == Backend::cuda ? wanted : "";
+}
+
+Plan known_gpu_plan(const Problem& problem, const DeviceFacts& device) {
+  Plan plan;
+  plan.forward = plan_sweep(problem, Sweep::forward, device, forced_on_gpu());
+  if (problem.save) plan.backward = plan_sweep(problem, Sweep::backward, device, forced_on_gpu());
+  plan.strategy = plan.forward->strategy;
+  plan.bytes = std::max(plan.forward->bytes, plan.backward ? plan.backward->bytes : 0);
+  plan.rejected = plan.forward->rejected;
+  plan.floor_us = cuda_floor_us(problem, device);
+  return plan;
+}
+
+// The first strategy of a backend serves everything.
+Plan unknown_gpu_plan(const Problem& problem) {
+  Plan plan;
+  for (const Strategy& strategy : kStrategies) {
+    if (strategy.backend != problem.backend) continue;
+    if (plan.strategy.empty())
+      plan.strategy = strategy.name;
+    else
+      plan.rejected.emplace_back(strategy.name, "nothing is known of the GPU");
+  }
+  if (plan.strategy.empty())
+    throw Error{std::string("no strategy for device '") + name(problem.backend) + "' was compiled in"};
+  std::string const wanted = forced_on_gpu();
+  if (!wanted.empty() && wanted != plan.strategy)
+    throw Error{"strategy '" + wanted + "' is forced, but nothing is known of the GPU"};
+  plan.bytes = sweep_bytes(problem, Sweep::forward, nullptr);
+  if (problem.save) plan.bytes = std::max(plan.bytes, sweep_bytes(problem, Sweep::backward, nullptr));
+  return plan;
+}
+
 constexpr size_t kKnownPlans = 256;
 
 }  // namespace
@@ -84,54 +119,28 @@ Plan cpu_plan(const Problem& problem, int threads) {
   if (!wanted.empty()) find(wanted);  // throws where there is none of this name
   Plan plan;
   plan.strategy = kStrategies[0].name;
-  share_work(problem, threads, plan);
+  static_cast<Sharing&>(plan) = share_work(problem, threads);
   return plan;
 }
 
 Plan plan(const Problem& problem, int threads, const DeviceFacts* device) {
-  bool const on_cpu = problem.backend == Backend::cpu, known = !on_cpu && device != nullptr;
-  Plan plan = on_cpu ? cpu_plan(problem, threads) : Plan();
-  std::string const wanted = forced();
-  const Strategy* const only = wanted.empty() ? nullptr : find(wanted);
-  for (const Strategy& strategy : kStrategies) {
-    if (strategy.backend != problem.backend) {
-      plan.rejected.emplace_back(strategy.name, std::string("runs on ") + name(strategy.backend));
-    } else if (known || strategy.name == plan.strategy) {
-      continue;
-    } else if (plan.strategy.empty()) {  // the first one of a backend serves everything
-      plan.strategy = strategy.name;
-    } else {
-      plan.rejected.emplace_back(strategy.name, "nothing is known of the GPU");
-    }
-  }
-  if (!known && only && only->backend == problem.backend && only->name != plan.strategy) {
-    throw Error{"strategy '" + wanted + "' is forced, but nothing is known of the GPU"};
-  }
-  if (known) {
-    std::string const here = only && only->backend == Backend::cuda ? wanted : "";
-    plan.forward = plan_sweep(problem, Sweep::forward, *device, here);
-    if (problem.save) plan.backward = plan_sweep(problem, Sweep::backward, *device, here);
-    plan.strategy = plan.forward->strategy;
-    plan.bytes = std::max(plan.forward->bytes, plan.backward ? plan.backward->bytes : 0);
-    plan.rejected.insert(plan.rejected.end(), plan.forward->rejected.begin(), plan.forward->rejected.end());
-    plan.floor_us = cuda_floor_us(problem, *device);
-    return plan;
-  }
-  if (plan.strategy.empty()) {
-    throw Error{std::string("no strategy for device '") + name(problem.backend) + "' was compiled in"};
-  }
-  if (on_cpu) {
+  Plan plan;
+  if (problem.backend == Backend::cpu) {
+    plan = cpu_plan(problem, threads);
     plan.floor_us = simd_floor_us(problem, plan.workers);
-    return plan;
+  } else if (device != nullptr) {
+    plan = known_gpu_plan(problem, *device);
+  } else {
+    plan = unknown_gpu_plan(problem);
   }
-  plan.bytes = sweep_bytes(problem, Sweep::forward, nullptr);
-  if (problem.save) plan.bytes = std::max(plan.bytes, sweep_bytes(problem, Sweep::backward, nullptr));
+  for (const Strategy& strategy : kStrategies)
+    if (strategy.backend != problem.backend)
+      plan.rejected.emplace_back(strategy.name, std::string("runs on ") + name(strategy.backend));
   return plan;
 }
 
 std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, const DeviceFacts& d) {
-  std::string wanted = forced();
-  if (!wanted.empty() && find(wanted)->backend != Backend::cuda) wanted.clear();
+  std::string const wanted = forced_on_gpu();
   Problem p = problem;
   p.steps = typical_steps(p.steps), p.rows = p.steps * p.batch;
   auto const key =
@@ -148,14 +157,6 @@ std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, 
   auto const made = std::make_shared<const SweepPlan>(plan_sweep(p, sweep, d, wanted));
   known.emplace(key, made);
   return made;
-}
-
-const char* name(Split split) {
-  switch (split) {
-    case Split::rows: return "rows";
-    case Split::units: return "units";
-    default: return "none";
-  }
 }
 
 }  // namespace rnnkern

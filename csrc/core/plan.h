@@ -7,28 +7,18 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/share.h"
 #include "cuda/sweep_plan.h"
 #include "types.h"
 
 namespace rnnkern {
 
-// How the workers of the `simd` strategy share the time loop.
-enum class Split { none, rows, units };
-
-struct Plan {
+struct Plan : Sharing {  // that of the `simd` strategy; one worker elsewhere
   std::string strategy;  // of the forward sweep
-  int workers = 1;
-  Split split = Split::none;
-  size_t bytes = 0;     // on a GPU: memory beside the results, while it runs; on the CPU simd_bytes() finds it
-  double floor_us = 0;  // what the hardware needs at least: weights streamed once a step, products at peak beside them
+  size_t bytes = 0;      // on a GPU: memory beside the results, while it runs; on the CPU simd_bytes() finds it
+  double floor_us = 0;   // what the hardware needs at least: weights streamed once a step, products at peak beside them
   std::vector<std::pair<std::string, std::string>> rejected;  // the other strategies, and why not
   std::optional<SweepPlan> forward, backward;  // on a GPU whose facts are known; backward where gates are kept
-
-  int sharing_units() const { return split == Split::units ? workers : 1; }  // workers that do
-
-  // `simd`: with the same number of groups for every worker, each runs its own from beginning to end, one after the
-  // other and in the same memory. Otherwise all workers run all groups together.
-  bool whole_groups(int64_t groups) const { return workers == 1 || (split == Split::rows && groups % workers == 0); }
 };
 
 // Names of the strategies that are compiled in.
@@ -48,7 +38,5 @@ Plan cpu_plan(const Problem& problem, int threads);
 // How to run one sweep on a GPU, with the forced strategy; `us` and `bytes` are those of typical_steps(). Asked again,
 // it is only looked up.
 std::shared_ptr<const SweepPlan> cuda_plan(const Problem& problem, Sweep sweep, const DeviceFacts& device);
-
-const char* name(Split split);
 
 }  // namespace rnnkern

@@ -43,46 +43,40 @@ class ThreadPlatform final : public CpuPlatform {
   std::vector<void*> blocks_;
 };
 
-// A plan, and how many of its workers there are.
+// How workers share a layer, and how many of them there are.
 struct SimdRunner {
-  int workers, granted;
-  Split split;
+  Sharing sharing;
+  int granted;
 
   std::string name() const {
-    return cpu_isa() + ", " + std::to_string(granted) + " of " + std::to_string(workers) + " workers, split " +
-           rnnkern::name(split);
-  }
-  Plan plan() const {
-    Plan plan;
-    plan.strategy = "simd";
-    plan.workers = workers;
-    plan.split = split;
-    return plan;
+    return cpu_isa() + ", " + std::to_string(granted) + " of " + std::to_string(sharing.workers) + " workers, split " +
+           rnnkern::name(sharing.split);
   }
   void forward(const Problem& problem, const std::vector<Group>& groups) const {
     ThreadPlatform platform(granted);
-    simd_forward(problem, groups, plan(), platform);
+    simd_forward(problem, groups, sharing, platform);
     check_memory(problem, platform);
   }
   void backward(const Problem& problem, const std::vector<Group>& groups,
                 const std::vector<GroupGradients>& gradients) const {
     ThreadPlatform platform(granted);
-    simd_backward(problem, groups, gradients, plan(), platform);
+    simd_backward(problem, groups, gradients, sharing, platform);
     check_memory(problem, platform);
   }
   void check_memory(const Problem& problem, const ThreadPlatform& platform) const {
-    size_t const planned = simd_bytes(problem, plan());
+    size_t const planned = simd_bytes(problem, sharing);
     if (platform.used <= planned) return;
     std::printf("FAILED: %s: %zu bytes of scratch where %zu were planned\n", name().c_str(), platform.used, planned);
     std::exit(1);
   }
 };
 
-constexpr SimdRunner kAlone{1, 1, Split::none};
+constexpr SimdRunner kAlone{{1, Split::none}, 1};
 constexpr SimdRunner kShared[] = {
-    {2, 2, Split::none},  {2, 2, Split::rows}, {2, 2, Split::units}, {3, 3, Split::none}, {3, 3, Split::rows},
-    {3, 3, Split::units}, {3, 2, Split::rows}, {3, 2, Split::units}, {3, 1, Split::rows}, {3, 1, Split::units},
-    {6, 6, Split::units}, {9, 9, Split::rows}, {9, 7, Split::units},
+    {{2, Split::none}, 2},  {{2, Split::rows}, 2},  {{2, Split::units}, 2}, {{3, Split::none}, 3},
+    {{3, Split::rows}, 3},  {{3, Split::units}, 3}, {{3, Split::rows}, 2},  {{3, Split::units}, 2},
+    {{3, Split::rows}, 1},  {{3, Split::units}, 1}, {{6, Split::units}, 6}, {{9, Split::rows}, 9},
+    {{9, Split::units}, 7},
 };
 constexpr size_t kWays = std::size(kShared);
 
@@ -216,7 +210,7 @@ int check_shared_units() {
       Random random(c.seed + 7000);
       set_rows(c, Rows::plain, random);
       set_name(c, cell.name, Rows::plain);
-      check_same_bits(c, {{2, 2, Split::units}, {3, 3, Split::units}});
+      check_same_bits(c, {{{2, Split::units}, 2}, {{3, Split::units}, 3}});
     }
   }
   return cases;
@@ -235,7 +229,7 @@ int check_own_rows() {
     Rows const rows = cases == 1 ? Rows::plain : Rows::lengths;
     set_rows(c, rows, random);
     set_name(c, "lstm", rows);
-    check_same_bits(c, {{3, 3, Split::rows}});
+    check_same_bits(c, {{{3, Split::rows}, 3}});
   }
   return cases;
 }
@@ -244,9 +238,9 @@ int check_own_rows() {
 // sums in two parts, pairs of an odd number, steps that multiply nothing; and inputs of none, whose product is not.
 int check_beside() {
   constexpr int64_t kInput[] = {0, 33, 64, 71, 520}, kHidden[] = {96, 132, 150};
-  constexpr SimdRunner kRunners[] = {{2, 2, Split::units}, {3, 3, Split::units}, {3, 2, Split::units},
-                                     {4, 4, Split::units}, {7, 6, Split::units}, {2, 2, Split::rows},
-                                     {3, 3, Split::rows}};
+  constexpr SimdRunner kRunners[] = {{{2, Split::units}, 2}, {{3, Split::units}, 3}, {{3, Split::units}, 2},
+                                     {{4, Split::units}, 4}, {{7, Split::units}, 6}, {{2, Split::rows}, 2},
+                                     {{3, Split::rows}, 3}};
   int cases = 0;
   for (const CellName& cell : kCellNames) {
     for (Dtype dtype : {Dtype::float32, Dtype::bfloat16}) {
@@ -283,7 +277,7 @@ int check_fewer_workers() {
     int64_t B;
     SimdRunner runner;
   };
-  const Work kWork[] = {{2, {2, 1, Split::rows}}, {3, {3, 2, Split::rows}}, {8, {4, 1, Split::rows}}};
+  const Work kWork[] = {{2, {{2, Split::rows}, 1}}, {3, {{3, Split::rows}, 2}}, {8, {{4, Split::rows}, 1}}};
   int cases = 0;
   for (const CellName& cell : kCellNames) {
     if (cell.kind == CellKind::rnn) continue;

@@ -11,8 +11,8 @@
 
 namespace rnnkern {
 void avx512_int8_forward(const Problem& problem, const Group* groups, const Int8Group* weights, int count,
-                         const Plan& plan, CpuPlatform& platform) {
-  avx512_int8::int8_forward_any(problem, groups, weights, count, plan, platform);
+                         const Sharing& sharing, CpuPlatform& platform) {
+  avx512_int8::int8_forward_any(problem, groups, weights, count, sharing, platform);
 }
 }  // namespace rnnkern
 #endif

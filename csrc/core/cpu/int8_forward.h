@@ -119,13 +119,13 @@ struct Int8InputProduct {
 
 template <class Cell>
 void int8_forward(const Cell& cell, const Problem& problem, const Group* groups, const Int8Group* weights, int count,
-                  const Plan& plan, CpuPlatform& platform) {
+                  const Sharing& sharing, CpuPlatform& platform) {
   using Buffers = ForwardBuffers<float, Int8Panels>;
   bool const two_stage_gru = Cell::kind == CellKind::gru_v1, projection = problem.proj_size > 0;
   int64_t const hidden = problem.hidden_size, heads = problem.heads, head = problem.head_size();
-  ForwardTurns const turns(problem, count, plan);
-  Places const places(problem, plan, Vec<float>::lanes);
-  PanelUse const use{.rows = turns.rows_together, .workers = plan.sharing_units()};
+  ForwardTurns const turns(problem, count, sharing);
+  Places const places(problem, sharing, Vec<float>::lanes);
+  PanelUse const use{.rows = turns.rows_together, .workers = sharing.unit_workers()};
   auto* const buffers = scratch<Buffers>(platform, count);
   auto* const products = scratch<Int8InputProduct>(platform, count);
   for (int g = 0; g < count; ++g) {
@@ -137,16 +137,16 @@ void int8_forward(const Cell& cell, const Problem& problem, const Group* groups,
     state_buffers<Cell, float>(own, problem, groups[g], nullptr, &places, platform);
     own.gates = scratch<float>(platform, turns.steps_together * problem.batch * own.gates_stride);
     new (&products[g])
-        Int8InputProduct(Int8InputProduct::make(platform, problem, groups[g], weights[g].input, plan.workers));
+        Int8InputProduct(Int8InputProduct::make(platform, problem, groups[g], weights[g].input, sharing.workers));
   }
-  int64_t const lives = count * problem.batch * plan.workers,
+  int64_t const lives = count * problem.batch * sharing.workers,
                 most =
                     std::max(quantized_bytes(heads, head), quantized_bytes(1, std::max(problem.state_size(), hidden))),
                 pitch = (most + kLine - 1) / kLine * kLine;
   auto* const rows = scratch<ForwardRow<float>>(platform, lives);
   auto* const bytes = scratch<uint8_t>(platform, lives * pitch);
   for (int64_t i = 0; i < lives; ++i) rows[i].bytes = bytes + i * pitch;
-  run_forward(cell, problem, groups, count, plan, platform, places, turns, buffers, products, rows);
+  run_forward(cell, problem, groups, count, sharing, platform, places, turns, buffers, products, rows);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -7,9 +7,9 @@
 namespace rnnkern::RNNKERN_ISA {
 
 inline void int8_forward_any(const Problem& problem, const Group* groups, const Int8Group* weights, int count,
-                             const Plan& plan, CpuPlatform& platform) {
+                             const Sharing& sharing, CpuPlatform& platform) {
   dispatch(problem.cell, problem.activation,
-           [&](auto cell) { int8_forward(cell, problem, groups, weights, count, plan, platform); });
+           [&](auto cell) { int8_forward(cell, problem, groups, weights, count, sharing, platform); });
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

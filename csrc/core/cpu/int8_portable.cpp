@@ -7,7 +7,7 @@
 
 namespace rnnkern {
 void portable_int8_forward(const Problem& problem, const Group* groups, const Int8Group* weights, int count,
-                           const Plan& plan, CpuPlatform& platform) {
-  portable_int8::int8_forward_any(problem, groups, weights, count, plan, platform);
+                           const Sharing& sharing, CpuPlatform& platform) {
+  portable_int8::int8_forward_any(problem, groups, weights, count, sharing, platform);
 }
 }  // namespace rnnkern

@@ -16,27 +16,27 @@ template <class T>
 constexpr bool kAsAvx512 = false;
 #endif
 
-inline void forward_any(const Problem& problem, const Group* groups, int count, const Plan& plan,
+inline void forward_any(const Problem& problem, const Group* groups, int count, const Sharing& sharing,
                         CpuPlatform& platform) {
   dispatch(problem.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (kAsAvx512<T>) {
-      avx512_kernels.forward(problem, groups, count, plan, platform);
+      avx512_kernels.forward(problem, groups, count, sharing, platform);
     } else {
       dispatch(problem.cell, problem.activation,
-               [&](auto cell) { forward<decltype(cell), T>(cell, problem, groups, count, plan, platform); });
+               [&](auto cell) { forward<decltype(cell), T>(cell, problem, groups, count, sharing, platform); });
     }
   });
 }
 inline void backward_any(const Problem& problem, const Group* groups, const GroupGradients* gradients, int count,
-                         const Plan& plan, CpuPlatform& platform) {
+                         const Sharing& sharing, CpuPlatform& platform) {
   dispatch(problem.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (kAsAvx512<T>) {
-      avx512_kernels.backward(problem, groups, gradients, count, plan, platform);
+      avx512_kernels.backward(problem, groups, gradients, count, sharing, platform);
     } else {
       dispatch(problem.cell, problem.activation, [&](auto cell) {
-        backward<decltype(cell), T>(cell, problem, groups, gradients, count, plan, platform);
+        backward<decltype(cell), T>(cell, problem, groups, gradients, count, sharing, platform);
       });
     }
   });

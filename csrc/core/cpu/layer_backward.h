@@ -87,11 +87,11 @@ class BackwardRun {
 
  public:
   BackwardRun(const Cell& cell, const Problem& problem, const Group* groups, const GroupGradients* gradients, int count,
-              const Plan& plan, CpuPlatform& platform)
+              const Sharing& sharing, CpuPlatform& platform)
       : cell_(cell), problem_(problem), rebuilt_(problem), groups_(groups), gradients_(gradients), count_(count),
-        plan_(plan), platform_(platform), time_(scratch<Timeline>(platform, count)),
+        sharing_(sharing), platform_(platform), time_(scratch<Timeline>(platform, count)),
         pairs_(std::any_of(gradients, gradients + count, [](auto& one) { return one.accumulate_x; })),
-        slots_(plan, count, pairs_ ? 2 : 1), places_(problem, plan, Vec<C>::lanes),
+        slots_(sharing, count, pairs_ ? 2 : 1), places_(problem, sharing, Vec<C>::lanes),
         turns_(BackwardTurns::make<T>(problem)), rows_of_turn_(turns_.steps * problem.batch) {
     rebuilt_.save = true, rebuilt_.recompute = false;
     make_timelines(problem, groups, count, time_, platform);
@@ -101,9 +101,10 @@ class BackwardRun {
   }
 
   void operator()() {
-    slots_.run(count_, plan_, platform_, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
-      run({first, first + n, place, worker, workers, barrier});
-    });
+    slots_.run(count_, sharing_, platform_,
+               [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
+                 run({first, first + n, place, worker, workers, barrier});
+               });
   }
 
  private:
@@ -137,9 +138,9 @@ class BackwardRun {
     Group const& group = groups_[g];
     int const slot = slots_.slot(g);
     if (slot == g) {
-      int const sharing = plan_.split == Split::rows ? plan_.workers : 1;
-      int64_t const rows = std::min(problem_.batch, (problem_.batch * count_ + sharing - 1) / sharing);
-      PanelUse const use{.rows = std::max<int64_t>(1, rows), .workers = plan_.sharing_units()};
+      int const among = sharing_.split == Split::rows ? sharing_.workers : 1;
+      int64_t const rows = std::min(problem_.batch, (problem_.batch * count_ + among - 1) / among);
+      PanelUse const use{.rows = std::max<int64_t>(1, rows), .workers = sharing_.unit_workers()};
       T* const gates = problem_.recompute ? scratch<T>(platform_, problem_.rows * problem_.saved_size()) : nullptr;
       if (gates)
         new (&again_[g]) ForwardBuffers<T>(
@@ -147,7 +148,7 @@ class BackwardRun {
       const T* const saved = gates ? gates : static_cast<const T*>(group.gates);
       new (&buffers_[g])
           BackwardBuffers<T>(backward_buffers<Cell, T>(problem_, saved, use, rows_of_turn_, places_.count, platform_));
-      set_shared(buffers_[g], plan_, slots_.workers(plan_));
+      set_shared(buffers_[g], sharing_, slots_.workers(sharing_));
     } else {
       if (problem_.recompute) {
         new (&again_[g]) ForwardBuffers<T>(again_[slot]);
@@ -161,11 +162,11 @@ class BackwardRun {
   }
 
   void make_d_x(int g) {
-    int const slot = slots_.slot(g), workers = slots_.workers(plan_);
+    int const slot = slots_.slot(g), workers = slots_.workers(sharing_);
     new (&d_x_[g]) PackedGemm<T>(d_x_product(problem_, groups_[g], gradients_[g], buffers_[g], rows_of_turn_));
     if (!d_x_scratch_[slot].panels) d_x_scratch_[slot] = ProductScratch<T>::make(&d_x_[g], 1, workers, platform_);
     d_x_scratch_[slot].give(d_x_[g]);
-    bool const own_rows = makes_own_rows(d_x_[g], problem_, plan_, workers);
+    bool const own_rows = makes_own_rows(d_x_[g], problem_, sharing_, workers);
     if (own_rows) listed_ = rows_of_turn_;
     d_x_[g].own_rows = own_rows && !pairs_;
   }
@@ -177,25 +178,25 @@ class BackwardRun {
     if (turns_.count > 1)  // what a turn sums waits for the next
       for (int i = 0; i < first_product_[count_]; ++i)
         products_[i].partial = scratch<C>(platform_, products_[i].partial_elements(true));
-    slots_.share(products_, [&](int g) { return first_product_[g]; }, count_, plan_, platform_);
-    if (problem_.recompute) slots_.share(again_products_, [](int g) { return g; }, count_, plan_, platform_);
+    slots_.share(products_, [&](int g) { return first_product_[g]; }, count_, sharing_, platform_);
+    if (problem_.recompute) slots_.share(again_products_, [](int g) { return g; }, count_, sharing_, platform_);
   }
 
   // What each worker has for itself.
   void make_workers() {
     int64_t const live = count_ * problem_.batch;
-    lists_ = scratch<int64_t>(platform_, plan_.workers * listed_);
-    rows_ = scratch<BackwardRow<T>>(platform_, live * plan_.workers);
-    forward_rows_ = scratch<ForwardRow<T>>(platform_, Forward::kTogether * plan_.workers);
-    row_storage_ = scratch<int64_t>(platform_, live * plan_.workers);
-    sweeps_ = scratch<Sweep>(platform_, count_ * plan_.workers);
+    lists_ = scratch<int64_t>(platform_, sharing_.workers * listed_);
+    rows_ = scratch<BackwardRow<T>>(platform_, live * sharing_.workers);
+    forward_rows_ = scratch<ForwardRow<T>>(platform_, Forward::kTogether * sharing_.workers);
+    row_storage_ = scratch<int64_t>(platform_, live * sharing_.workers);
+    sweeps_ = scratch<Sweep>(platform_, count_ * sharing_.workers);
     pitch_ = pitch_for(problem_, Vec<C>::lanes);
     rebuild_size_ = problem_.recompute ? Forward::kTogether * pitch_ : 0;
-    rebuild_state_ = scratch<C>(platform_, 3 * rebuild_size_ * plan_.workers);
-    rebuild_operand_ = scratch<operand_t<T>>(platform_, 2 * rebuild_size_ * plan_.workers);
+    rebuild_state_ = scratch<C>(platform_, 3 * rebuild_size_ * sharing_.workers);
+    rebuild_operand_ = scratch<operand_t<T>>(platform_, 2 * rebuild_size_ * sharing_.workers);
     copied_ = std::max(buffers_[0].copied, problem_.recompute ? again_[0].copied : 0);
-    copies_ = scratch<packed_t<T>>(platform_, plan_.workers * copied_);
-    rebuild_y_ = scratch<T>(platform_, pitch_ * plan_.workers);
+    copies_ = scratch<packed_t<T>>(platform_, sharing_.workers * copied_);
+    rebuild_y_ = scratch<T>(platform_, pitch_ * sharing_.workers);
   }
 
   void run(Worker const& here) {
@@ -212,7 +213,7 @@ class BackwardRun {
     Team<Sweep> const team{problem_,
                            time_ + here.first,
                            here.last - here.first,
-                           plan_,
+                           sharing_,
                            places_,
                            worker,
                            workers,
@@ -297,7 +298,7 @@ class BackwardRun {
   const Group* groups_;
   const GroupGradients* gradients_;
   int count_;
-  const Plan& plan_;
+  const Sharing& sharing_;
   CpuPlatform& platform_;
   Timeline* time_;
   bool pairs_;  // two directions add to one gradient of x
@@ -328,8 +329,8 @@ class BackwardRun {
 
 template <class Cell, class T>
 void backward(const Cell& cell, const Problem& problem, const Group* groups, const GroupGradients* gradients, int count,
-              const Plan& plan, CpuPlatform& platform) {
-  BackwardRun<Cell, T>(cell, problem, groups, gradients, count, plan, platform)();
+              const Sharing& sharing, CpuPlatform& platform) {
+  BackwardRun<Cell, T>(cell, problem, groups, gradients, count, sharing, platform)();
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -15,29 +15,29 @@ constexpr int64_t kRowsTogether = 256;                // rows, if that is more: 
 // and those of all that run at the same time not from memory, for each turn reads them all; and where neither product
 // is a small part of the other.
 template <class T>
-bool gains_beside(const Problem& problem, const Plan& plan, Slots const& slots) {
+bool gains_beside(const Problem& problem, const Sharing& sharing, Slots const& slots) {
   if constexpr (!can_run_beside<T>) return false;
   constexpr int64_t kFewestTurns = 4, kMostBytes = 1 << 24, weight = sizeof(T);
   // Else the same rows might be read as they lie, in another order of the sums, with another number of workers.
   static_assert(kFewestTurns * kBesideRows > kUnpackedRows);
   int64_t const gates = problem.gate_size(), in = problem.input_size, input = gates * in,
                 recurrent = gates * problem.state_size() / problem.heads + problem.proj_size * problem.hidden_size;
-  int const sharing = plan.sharing_units();
+  int const among = sharing.unit_workers();
   // What 16 bits hold is not a part of a sum; a tile has at least a step.
   bool const in_one = sizeof(T) == sizeof(compute_t<T>) || in <= PackedGemm<T>::kDepth;
   return problem.batch == 1 && problem.steps >= kFewestTurns * kBesideRows && in_one &&
          in >= Packed<packed_t<T>>::together && recurrent <= 4 * input && input <= 4 * recurrent &&
-         recurrent * weight > kFirstCacheBytes * sharing && slots.count * (recurrent + input) * weight < kMostBytes &&
-         (plan.split != Split::none || plan.workers == 1);
+         recurrent * weight > kFirstCacheBytes * among && slots.count * (recurrent + input) * weight < kMostBytes &&
+         (sharing.split != Split::none || sharing.workers == 1);
 }
 
 struct ForwardTurns {
   int64_t rows_together, steps_together;
   bool beside;  // each turn's input product is made beside the steps of the turn before
 
-  ForwardTurns(const Problem& problem, int groups, const Plan& plan, bool beside = false) : beside(beside) {
-    int64_t const batch = problem.batch, sharing = plan.split == Split::rows ? plan.workers : 1;
-    rows_together = std::max<int64_t>(1, std::min(batch, (batch * groups + sharing - 1) / sharing));
+  ForwardTurns(const Problem& problem, int groups, const Sharing& sharing, bool beside = false) : beside(beside) {
+    int64_t const batch = problem.batch, among = sharing.split == Split::rows ? sharing.workers : 1;
+    rows_together = std::max<int64_t>(1, std::min(batch, (batch * groups + among - 1) / among));
     if (beside) {
       steps_together = kBesideRows;
       return;
@@ -155,9 +155,9 @@ struct BesideMemory {
   Beside<T>* products;
   T* gates;
 
-  BesideMemory(const Problem& problem, const Plan& plan, Slots const& slots, bool used, Platform& platform)
+  BesideMemory(const Problem& problem, const Sharing& sharing, Slots const& slots, bool used, Platform& platform)
       : stride(scratch_gates_stride(problem)), each((2 * kBesideRows + gap_of(stride)) * stride) {
-    int64_t const count = used ? slots.count * plan.sharing_units() : 0;
+    int64_t const count = used ? slots.count * sharing.unit_workers() : 0;
     products = scratch<Beside<T>>(platform, count);
     gates = scratch<T>(platform, count * each);
   }
@@ -168,26 +168,26 @@ struct BesideMemory {
 
 // The phases: `buffers` and `products`, the input products, are each group's; `rows` [workers][groups][B].
 template <class Cell, class T, class Panels, class Product>
-void run_forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
+void run_forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Sharing& sharing,
                  CpuPlatform& platform, Places const& places, ForwardTurns const& turns,
                  const ForwardBuffers<T, Panels>* buffers, const Product* products, ForwardRow<T>* rows) {
   using Sweep = ForwardSweep<Cell, T, Panels>;
   int64_t const batch = problem.batch, steps_together = turns.steps_together;
   Timeline* const time = scratch<Timeline>(platform, count);
   make_timelines(problem, groups, count, time, platform);
-  auto* const row_storage = scratch<int64_t>(platform, count * batch * plan.workers);
-  auto* const sweeps = scratch<Sweep>(platform, count * plan.workers);
+  auto* const row_storage = scratch<int64_t>(platform, count * batch * sharing.workers);
+  auto* const sweeps = scratch<Sweep>(platform, count * sharing.workers);
   int64_t const a_worker = buffers[0].copied;
-  auto* const copies = a_worker > 0 ? scratch<packed_t<T>>(platform, plan.workers * a_worker) : nullptr;
+  auto* const copies = a_worker > 0 ? scratch<packed_t<T>>(platform, sharing.workers * a_worker) : nullptr;
   bool const own_rows = products[0].own_rows, alone = own_rows || turns.beside;
   int64_t const listed = own_rows ? steps_together * batch : 0;
-  auto* const lists = scratch<int64_t>(platform, plan.workers * listed);
-  Slots const slots(plan, count);
-  BesideMemory<T> const memory_beside(problem, plan, slots, turns.beside, platform);
+  auto* const lists = scratch<int64_t>(platform, sharing.workers * listed);
+  Slots const slots(sharing, count);
+  BesideMemory<T> const memory_beside(problem, sharing, slots, turns.beside, platform);
   auto const turn_from = [&](int g, int64_t s) {
     return turn_of(problem, time[g], groups[g].reverse, s, std::min(steps_together, problem.steps - s));
   };
-  slots.run(count, plan, platform, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
+  slots.run(count, sharing, platform, [&](int first, int n, int place, int worker, int workers, Barrier& barrier) {
     int const last = first + n, base = worker * count;
     for (int g = first; g < last; ++g) {
       pack_forward<Cell, T>(problem, groups[g], buffers[g], worker, workers);
@@ -196,7 +196,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
     Team<Sweep> const team{problem,
                            time + first,
                            n,
-                           plan,
+                           sharing,
                            places,
                            worker,
                            workers,
@@ -209,7 +209,7 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
       if constexpr (can_run_beside<T> && std::is_same_v<Product, PackedGemm<T>>)
         if (turns.beside && share.count > 0)
           beside = memory_beside.make(products[g], problem, team.units(buffers[g]),
-                                      (plan.split == Split::units ? worker * slots.count : 0) + slots.slot(g));
+                                      (sharing.split == Split::units ? worker * slots.count : 0) + slots.slot(g));
       return Sweep(cell, problem, groups[g], buffers[g], time[g], share, rows + (base + g) * batch,
                    copies ? copies + place * a_worker : nullptr, beside);
     });
@@ -255,13 +255,13 @@ void run_forward(const Cell& cell, const Problem& problem, const Group* groups, 
 }
 
 template <class Cell, class T>
-void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Plan& plan,
+void forward(const Cell& cell, const Problem& problem, const Group* groups, int count, const Sharing& sharing,
              CpuPlatform& platform) {
-  Slots const slots(plan, count);
-  ForwardTurns const turns(problem, count, plan, gains_beside<T>(problem, plan, slots));
-  Places const places(problem, plan, Vec<compute_t<T>>::lanes);
+  Slots const slots(sharing, count);
+  ForwardTurns const turns(problem, count, sharing, gains_beside<T>(problem, sharing, slots));
+  Places const places(problem, sharing, Vec<compute_t<T>>::lanes);
   PanelUse const use{.rows = turns.rows_together,
-                     .workers = plan.sharing_units(),
+                     .workers = sharing.unit_workers(),
                      .most_columns = turns.beside ? kPanelColumnsBeside : kMaxColumns};
   auto* const buffers = scratch<ForwardBuffers<T>>(platform, count);
   auto* const products = scratch<PackedGemm<T>>(platform, count);
@@ -272,25 +272,26 @@ void forward(const Cell& cell, const Problem& problem, const Group* groups, int 
     if (slot == g) {
       new (&buffers[g]) ForwardBuffers<T>(forward_buffers<Cell, T>(problem, groups[g], kept, use, &places, platform));
       int64_t const stride = buffers[g].gates_stride,
-                    rows = turns.steps_together * problem.batch + plan.workers * gap_of(stride);
+                    rows = turns.steps_together * problem.batch + sharing.workers * gap_of(stride);
       if (!kept && !turns.beside) buffers[g].gates = scratch<T>(platform, rows * stride);
-      set_shared(buffers[g], plan, slots.workers(plan));
+      set_shared(buffers[g], sharing, slots.workers(sharing));
     } else {
       new (&buffers[g]) ForwardBuffers<T>(buffers[slot]);
       buffers[g].set_group(problem, groups[g]);
     }
     new (&products[g]) PackedGemm<T>(input_product(problem, groups[g], buffers[g]));
     products[g].keep_panels = true;
-    if (plan.split == Split::units) products[g].gates = Cell::gates;
+    if (sharing.split == Split::units) products[g].gates = Cell::gates;
     products[g].m = std::min(problem.rows, turns.steps_together * problem.batch);
     products[g].in_pieces = turns.beside;
-    products[g].own_rows = !turns.beside && makes_own_rows(products[g], problem, plan, slots.workers(plan));
-    if (!products[g].own_rows && turns.steps_together == problem.steps) products[g].use_one_pass(slots.workers(plan));
-    if (slot == g) product_scratch[g] = ProductScratch<T>::make(&products[g], 1, slots.workers(plan), platform);
+    products[g].own_rows = !turns.beside && makes_own_rows(products[g], problem, sharing, slots.workers(sharing));
+    if (!products[g].own_rows && turns.steps_together == problem.steps)
+      products[g].use_one_pass(slots.workers(sharing));
+    if (slot == g) product_scratch[g] = ProductScratch<T>::make(&products[g], 1, slots.workers(sharing), platform);
     product_scratch[slot].give(products[g]);
   }
-  run_forward(cell, problem, groups, count, plan, platform, places, turns, buffers, products,
-              scratch<ForwardRow<T>>(platform, count * problem.batch * plan.workers));
+  run_forward(cell, problem, groups, count, sharing, platform, places, turns, buffers, products,
+              scratch<ForwardRow<T>>(platform, count * problem.batch * sharing.workers));
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

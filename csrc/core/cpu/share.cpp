@@ -95,14 +95,15 @@ constexpr int kFewRowsTrained = 2;
 // threads: with 1 MB of weights 4 rows gain a tenth by units and 16 nothing, while cores of different third caches,
 // which pass on states slowly, lose a tenth; with 4 MB 8 and 16 rows gain 2 %. With more threads, which were not
 // measured, the shorter step decides (but for two rows, which more threads than two would not make faster apart).
-void share_work(const Problem& p, int threads, Plan& plan) {
+Sharing share_work(const Problem& p, int threads) {
+  Sharing sharing;
   double const loop = recurrent_work(p), input = double(p.gate_size()) * p.input_size * p.rows * p.groups;
   threads = int(std::min<double>(threads, (loop * p.rows * p.groups + input) / kWorthAThread));
-  if (threads <= 1) return;
+  if (threads <= 1) return sharing;
   int64_t const rows = p.batch * p.groups, at_once = simd_rows_at_once(p.dtype);
   if (p.steps == 1) {
     int const workers = int(std::min<int64_t>(threads, rows));
-    if (workers > 1) plan.split = Split::units, plan.workers = workers;  // one worker alone reads a weight
+    if (workers > 1) sharing.split = Split::units, sharing.workers = workers;  // one worker alone reads a weight
   } else {
     double const bytes = loop * weight_bytes(p);
     bool const long_steps = loop >= (p.int8 || at_once > 1 ? 192e3 : 48e3), alone = rows < 2 * threads,
@@ -112,13 +113,14 @@ void share_work(const Problem& p, int threads, Plan& plan) {
     Way const shared = by_units(p, threads), apart = by_rows(p, threads);
     if (long_steps && p.groups % threads != 0 && (alone || streams || on_unit) && shared.workers > 1 &&
         (threads == 2 || rows <= 2 || shared.us < apart.us)) {
-      plan.split = Split::units, plan.workers = shared.workers;
+      sharing.split = Split::units, sharing.workers = shared.workers;
     } else if (apart.workers > 1) {
-      plan.split = Split::rows, plan.workers = apart.workers;
+      sharing.split = Split::rows, sharing.workers = apart.workers;
     }
   }
   // The input product alone.
-  if (plan.split == Split::none && input > 4e6) plan.workers = int(std::min<double>(threads, input / 2e6));
+  if (sharing.split == Split::none && input > 4e6) sharing.workers = int(std::min<double>(threads, input / 2e6));
+  return sharing;
 }
 
 int64_t panels_of(int64_t blocks, int64_t heads, int gates, int columns, int workers, int64_t rows) {
@@ -133,6 +135,14 @@ double simd_floor_us(const Problem& p, int workers) {
   double const weights = recurrent_work(p) * fewest / workers, input = double(p.gate_size()) * p.input_size;
   double const streams = double(p.steps) * p.groups * weights / streaming(weights);
   return std::max(streams, 2 * slowness(p) * p.rows * p.groups * (recurrent_work(p) + input) / kFlops / workers);
+}
+
+const char* name(Split split) {
+  switch (split) {
+    case Split::rows: return "rows";
+    case Split::units: return "units";
+    default: return "none";
+  }
 }
 
 }  // namespace rnnkern

@@ -141,27 +141,29 @@ bool simd_streams_shared() {
 #endif
 }
 
-void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Plan& plan, CpuPlatform& platform) {
+void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Sharing& sharing,
+                  CpuPlatform& platform) {
   if (problem.batch > 0 && !groups.empty())
-    kernels().forward(problem, groups.data(), int(groups.size()), plan, platform);
+    kernels().forward(problem, groups.data(), int(groups.size()), sharing, platform);
 }
 
 void simd_int8_forward(const Problem& problem, const std::vector<Group>& groups, const std::vector<Int8Group>& weights,
-                       const Plan& plan, CpuPlatform& platform) {
+                       const Sharing& sharing, CpuPlatform& platform) {
   if (problem.batch == 0 || groups.empty()) return;
   Int8Forward forward = kernels().int8_forward;
 #if defined(__x86_64__)
   if (forward == &avx512_int8_forward && !__builtin_cpu_supports("avx512vnni")) forward = &avx2_int8_forward;
 #endif
-  forward(problem, groups.data(), weights.data(), int(groups.size()), plan, platform);
+  forward(problem, groups.data(), weights.data(), int(groups.size()), sharing, platform);
 }
 
 void simd_backward(const Problem& problem, const std::vector<Group>& groups,
-                   const std::vector<GroupGradients>& gradients, const Plan& plan, CpuPlatform& platform) {
-  if (!groups.empty()) kernels().backward(problem, groups.data(), gradients.data(), int(groups.size()), plan, platform);
+                   const std::vector<GroupGradients>& gradients, const Sharing& sharing, CpuPlatform& platform) {
+  if (!groups.empty())
+    kernels().backward(problem, groups.data(), gradients.data(), int(groups.size()), sharing, platform);
 }
 
-size_t simd_bytes(const Problem& problem, const Plan& plan) {
+size_t simd_bytes(const Problem& problem, const Sharing& sharing) {
   // Of tensors it only counts which ones there are.
   alignas(64) static char there;
   std::vector<int64_t> const lengths(problem.batch, problem.steps), batch_sizes(problem.steps, problem.batch);
@@ -173,9 +175,9 @@ size_t simd_bytes(const Problem& problem, const Plan& plan) {
   std::vector<Group> const groups(problem.groups, group);
   Tally forward, backward;
   if (problem.int8) {
-    simd_int8_forward(problem, groups, std::vector<Int8Group>(groups.size()), plan, forward);
+    simd_int8_forward(problem, groups, std::vector<Int8Group>(groups.size()), sharing, forward);
   } else {
-    simd_forward(problem, groups, plan, forward);
+    simd_forward(problem, groups, sharing, forward);
   }
   if (problem.save) {
     GroupGradients wanted;
@@ -184,7 +186,7 @@ size_t simd_bytes(const Problem& problem, const Plan& plan) {
     if (problem.bias) wanted.d_b_ih = wanted.d_b_hh = &there;
     std::vector<GroupGradients> gradients(groups.size(), wanted);
     for (size_t g = 1; g < gradients.size(); g += 2) gradients[g].accumulate_x = true;
-    simd_backward(problem, groups, gradients, plan, backward);
+    simd_backward(problem, groups, gradients, sharing, backward);
   }
   return std::max(forward.bytes, backward.bytes);
 }

@@ -5,30 +5,31 @@
 #include <vector>
 
 #include "../int8.h"
-#include "../plan.h"
 #include "../platform.h"
+#include "share.h"
 
 namespace rnnkern {
 
-void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Plan& plan, CpuPlatform& platform);
+void simd_forward(const Problem& problem, const std::vector<Group>& groups, const Sharing& sharing,
+                  CpuPlatform& platform);
 void simd_backward(const Problem& problem, const std::vector<Group>& groups,
-                   const std::vector<GroupGradients>& gradients, const Plan& plan, CpuPlatform& platform);
+                   const std::vector<GroupGradients>& gradients, const Sharing& sharing, CpuPlatform& platform);
 // `groups` without float weights; inference in float32: nothing is saved.
 void simd_int8_forward(const Problem& problem, const std::vector<Group>& groups, const std::vector<Int8Group>& weights,
-                       const Plan& plan, CpuPlatform& platform);
+                       const Sharing& sharing, CpuPlatform& platform);
 
 // One instruction set's kernels.
-using Int8Forward = void (*)(const Problem&, const Group*, const Int8Group*, int count, const Plan&, CpuPlatform&);
+using Int8Forward = void (*)(const Problem&, const Group*, const Int8Group*, int count, const Sharing&, CpuPlatform&);
 struct SimdKernels {
   const char* name;
-  void (*forward)(const Problem&, const Group*, int count, const Plan&, CpuPlatform&);
-  void (*backward)(const Problem&, const Group*, const GroupGradients*, int count, const Plan&, CpuPlatform&);
+  void (*forward)(const Problem&, const Group*, int count, const Sharing&, CpuPlatform&);
+  void (*backward)(const Problem&, const Group*, const GroupGradients*, int count, const Sharing&, CpuPlatform&);
   Int8Forward int8_forward;
 };
 
 // Memory beside the results that a layer, whose groups are its directions, asks for at a time: forward, or, where
 // something is kept for it, backward with all gradients wanted.
-size_t simd_bytes(const Problem& problem, const Plan& plan);
+size_t simd_bytes(const Problem& problem, const Sharing& sharing);
 
 // How many rows a product takes in the time of one, with the instruction set in use; and whether it takes elements in
 // pairs, by dot products of the 16-bit type.
@@ -54,9 +55,9 @@ extern const SimdKernels portable_kernels;
 
 // Files of their own: AVX-512 has byte products only with VNNI.
 #if defined(__x86_64__)
-void avx512_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Plan&, CpuPlatform&);
-void avx2_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Plan&, CpuPlatform&);
+void avx512_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Sharing&, CpuPlatform&);
+void avx2_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Sharing&, CpuPlatform&);
 #endif
-void portable_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Plan&, CpuPlatform&);
+void portable_int8_forward(const Problem&, const Group*, const Int8Group*, int count, const Sharing&, CpuPlatform&);
 
 }  // namespace rnnkern

@@ -51,10 +51,10 @@ inline int64_t gap_of(int64_t row) {
 struct Places {
   int64_t gap = 0, count;
 
-  Places(const Problem& problem, const Plan& plan, int64_t lanes) : count(problem.batch) {
-    if (plan.split != Split::rows || plan.workers == 1) return;
+  Places(const Problem& problem, const Sharing& sharing, int64_t lanes) : count(problem.batch) {
+    if (sharing.split != Split::rows || sharing.workers == 1) return;
     gap = gap_of(pitch_for(problem, lanes));
-    count += plan.workers * gap + 1;
+    count += sharing.workers * gap + 1;
   }
 };
 
@@ -93,7 +93,7 @@ struct ProductScratch {
   }
 };
 
-// How groups share memory (Plan::whole_groups): group g works in `slot(g)`. Where all workers run all groups, each
+// How groups share memory (Sharing::whole_groups): group g works in `slot(g)`. Where all workers run all groups, each
 // group is a slot. `together`: 2 where every second group adds to what the one before it made, so that one worker runs
 // both, or all workers, in this order.
 struct Slots {
@@ -101,18 +101,18 @@ struct Slots {
   bool whole;
   int count;
 
-  Slots(const Plan& plan, int groups, int together = 1)
-      : together(together), whole(plan.whole_groups(groups / together)),
-        count(whole ? std::min(plan.workers * together, groups) : groups) {}
+  Slots(const Sharing& sharing, int groups, int together = 1)
+      : together(together), whole(sharing.whole_groups(groups / together)),
+        count(whole ? std::min(sharing.workers * together, groups) : groups) {}
   int slot(int g) const { return g % count; }
-  int workers(const Plan& plan) const { return whole ? 1 : plan.workers; }  // that run a group
+  int workers(const Sharing& sharing) const { return whole ? 1 : sharing.workers; }  // that run a group
 
   // Gives scratch to products that their workers run one after the other; group g's begin at first(g).
   template <class T, class First>
-  void share(PackedGemm<T>* products, First first, int groups, const Plan& plan, Platform& platform) const {
+  void share(PackedGemm<T>* products, First first, int groups, const Sharing& sharing, Platform& platform) const {
     int const shares = whole ? count : 1;
     for (int share = 0; share < shares; ++share) {
-      auto const memory = ProductScratch<T>::make(products, first(groups), workers(plan), platform);
+      auto const memory = ProductScratch<T>::make(products, first(groups), workers(sharing), platform);
       for (int g = share; g < groups; g += shares)
         for (int i = first(g); i < first(g + 1); ++i) memory.give(products[i]);
     }
@@ -121,10 +121,10 @@ struct Slots {
   // run(first, groups, place, worker, workers, barrier): by one of the workers that run these groups; no two that run
   // at the same time have the same place.
   template <class Run>
-  void run(int groups, const Plan& plan, CpuPlatform& platform, Run run) const {
-    int const sharing = workers(plan);
-    Barrier barrier(scratch<Barrier::Line>(platform, Barrier::lines(sharing)), sharing);
-    platform.parallel(plan.workers, [&](int worker, int workers) {
+  void run(int groups, const Sharing& sharing, CpuPlatform& platform, Run run) const {
+    int const among = workers(sharing);
+    Barrier barrier(scratch<Barrier::Line>(platform, Barrier::lines(among)), among);
+    platform.parallel(sharing.workers, [&](int worker, int workers) {
       if (!whole) return run(0, groups, worker, worker, workers, barrier);
       for (int place = worker; place * together < count; place += workers)
         for (int g = place * together; g < groups; g += count) run(g, together, place, 0, 1, barrier);
@@ -136,16 +136,16 @@ struct Slots {
 // part of which others packed, and nobody else's rows. Of a packed sequence the same row of two turns may be another
 // worker's.
 template <class T>
-bool makes_own_rows(const PackedGemm<T>& product, const Problem& problem, const Plan& plan, int workers) {
-  return workers > 1 && plan.split == Split::rows && !problem.packed && !product.unpacked() &&
+bool makes_own_rows(const PackedGemm<T>& product, const Problem& problem, const Sharing& sharing, int workers) {
+  return workers > 1 && sharing.split == Split::rows && !problem.packed && !product.unpacked() &&
          problem.rows >= workers * problem.input_size;
 }
 
 // Says what of a group's buffers `workers` share: with rows of their own, all panels, too.
 template <class Buffers>
-void set_shared(Buffers& buffers, const Plan& plan, int workers) {
+void set_shared(Buffers& buffers, const Sharing& sharing, int workers) {
   buffers.shared = workers > 1 && simd_streams_shared();
-  buffers.first.shared = buffers.second.shared = buffers.shared && plan.split == Split::rows;
+  buffers.first.shared = buffers.second.shared = buffers.shared && sharing.split == Split::rows;
 }
 
 // How the workers divide the time loops of all groups. With Split::units every worker runs all rows of a part of the
@@ -155,21 +155,21 @@ struct Team {
   const Problem& problem;
   const Timeline* time;
   int groups;
-  const Plan& plan;
+  const Sharing& sharing;
   Places const& places;
   int worker, workers;
   Barrier& barrier;
   Sweep* sweeps;         // [groups]
   int64_t* row_storage;  // [groups][B]
 
-  bool shares_units() const { return plan.split == Split::units && workers > 1; }
+  bool shares_units() const { return sharing.split == Split::units && workers > 1; }
   int first() const { return shares_units() ? worker : 0; }
   int stride() const { return shares_units() ? workers : 1; }
 
   Share share(int g) const {
     int64_t const batch = time[g].batch;
     if (shares_units()) return {time[g].order, batch};
-    if (plan.split != Split::rows) return {time[g].order, worker == 0 ? batch : 0};
+    if (sharing.split != Split::rows) return {time[g].order, worker == 0 ? batch : 0};
     if (groups % workers == 0) return {time[g].order, g % workers == worker ? batch : 0};
     if (!time[g].uniform) {  // dealt out, so that long and short ones go to all
       int64_t count = 0;

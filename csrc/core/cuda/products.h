@@ -70,7 +70,7 @@ class Products {
     platform_.gemm(product);
   }
 
-  // out[rows, n] (+)= in[rows, k] @ weight[n, k]^T
+  // out[rows, n] = in[rows, k] @ weight[n, k]^T
   template <class Out>
   void forward(const T* in, int64_t rows, const T* weight, int64_t n, int64_t k, Out* out, int64_t out_stride) const {
     Gemm product;
@@ -136,7 +136,7 @@ class Products {
     });
   }
 
-  // Sums d[rows, width] over its rows, likewise.
+  // Sums d[rows, width] over its rows, of one sample where each has its own.
   template <class Sink>
   void sum_rows(const T* d, int64_t d_stride, int64_t rows, int64_t width, const Sink& sink,
                 Workspace& workspace) const {

@@ -71,9 +71,7 @@ size_t sweep_bytes(const Problem& p, Sweep sweep, const Choice* choice) {
     int64_t const width = sweep == Sweep::forward ? p.gate_size() + 3 * p.hidden_size : 3 * p.hidden_size;
     return size_t(buffer_elements(p, sweep, 1)) * element + size_t(p.batch * width) * compute;
   }
-  const stationary::Tiling& t = choice->tiling;
-  int64_t const warp = int64_t{t.split_slabs()} * t.slab_quads() * 16;
-  int64_t const weights = warp * t.row_groups * t.depth_splits * t.team * p.heads * choice->groups_per_launch;
+  int64_t const weights = choice->tiling.packed_quads() * 16 * p.heads * choice->groups_per_launch;
   return size_t(buffer_elements(p, sweep, choice->groups_per_launch)) * element + size_t(weights) +
          choice->exchange_bytes;
 }
@@ -111,21 +109,15 @@ int64_t typical_steps(int64_t steps) {
 SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& device, const std::string& forced) {
   struct Candidate {
     std::string name;
-    Choice choice;  // of a stationary strategy
-    double us_per_step = 0, fixed_us = 0;
-    std::string why_not;
-
-    double us(int64_t steps) const { return fixed_us + us_per_step * static_cast<double>(steps); }
+    Choice choice;  // of stepwise: its time alone
   };
   Problem typical = problem;
   typical.steps = typical_steps(problem.steps);
   std::vector<Candidate> candidates;
-  candidates.push_back({"stepwise", {}, stepwise_us(problem, device, costs(device)), 0, ""});
-  for (Exchange exchange : kExchanges) {
-    Choice const choice = choose(typical, sweep, exchange, device);
-    candidates.push_back(
-        {std::string("stationary:") + name(exchange), choice, choice.us_per_step, choice.fixed_us, choice.why_not});
-  }
+  candidates.push_back({"stepwise", {}});
+  candidates[0].choice.us_per_step = stepwise_us(problem, device, costs(device));
+  for (Exchange exchange : kExchanges)
+    candidates.push_back({std::string("stationary:") + name(exchange), choose(typical, sweep, exchange, device)});
 
   const Candidate* best = nullptr;
   std::string reasons;
@@ -133,10 +125,11 @@ SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& dev
     bool const wanted =
         forced.empty() || candidate.name == forced || (forced == "stationary" && candidate.name != "stepwise");
     if (!wanted) continue;
-    if (candidate.why_not.empty()) {
-      if (best == nullptr || candidate.us(typical.steps) < best->us(typical.steps)) best = &candidate;
+    Choice const& choice = candidate.choice;
+    if (choice.why_not.empty()) {
+      if (best == nullptr || choice.us(typical.steps) < best->choice.us(typical.steps)) best = &candidate;
     } else {
-      reasons += (reasons.empty() ? "" : "; ") + candidate.name + " " + candidate.why_not;
+      reasons += (reasons.empty() ? "" : "; ") + candidate.name + " " + choice.why_not;
     }
   }
   if (best == nullptr) throw Error{"strategy '" + forced + "' is forced, but " + reasons};
@@ -144,15 +137,16 @@ SweepPlan plan_sweep(const Problem& problem, Sweep sweep, const DeviceFacts& dev
   SweepPlan plan;
   plan.strategy = best->name;
   plan.stationary = best->choice;
-  plan.us_per_step = best->us_per_step, plan.us = best->us(problem.steps);
+  plan.us_per_step = best->choice.us_per_step, plan.us = best->choice.us(problem.steps);
   plan.bytes = sweep_bytes(problem, sweep, plan.stepwise() ? nullptr : &best->choice);
   for (const Candidate& candidate : candidates) {
     if (&candidate == best) continue;
-    std::string reason = candidate.why_not;
+    Choice const& choice = candidate.choice;
+    std::string reason = choice.why_not;
     if (reason.empty()) {
-      reason = candidate.us(typical.steps) < best->us(typical.steps)
+      reason = choice.us(typical.steps) < best->choice.us(typical.steps)
                    ? "'" + forced + "' is forced"
-                   : microseconds(candidate.us_per_step) + " a step, " + microseconds(candidate.us(problem.steps)) +
+                   : microseconds(choice.us_per_step) + " a step, " + microseconds(choice.us(problem.steps)) +
                          " in all: slower";
     }
     plan.rejected.emplace_back(candidate.name, reason);

@@ -171,7 +171,7 @@ ArgsGroup Driver<Cell, T, Device>::sweep_group(const Group& group) {
 
 template <class Cell, class T, class Device>
 Quad* Driver<Cell, T, Device>::packed_weights(const Group& group) {
-  int64_t const quads = heads_ * packed_quads(tiling_);
+  int64_t const quads = heads_ * tiling_.packed_quads();
   Quad* const packed = workspace_.template take<Quad>(quads);
   bool const round = choice_.math == Math::tf32 && !choice_.exact;
   device_(quads / 32, 32, PackWeights<T>{tiling_, round, H_, heads_, typed(group.w_hh), packed});

@@ -70,6 +70,11 @@ struct Tiling {
   RNNKERN_HD constexpr int outbox_quads() const { return block_chunks() * kTileRows; }    // a block's part of it
   RNNKERN_HD constexpr int slab_quads() const { return rows_per_group(sweep) / 8 * 32; }  // weights of a warp
 
+  // All weights of one recurrence, as PackWeights orders them.
+  RNNKERN_HD constexpr int64_t packed_quads() const {
+    return int64_t{split_slabs()} * slab_quads() * team * row_groups * depth_splits;
+  }
+
   // Shared memory, in bytes, in this order.
   RNNKERN_HD constexpr int operand_copies() const { return exchange == Exchange::grid ? 1 : 2; }
   RNNKERN_HD constexpr int operand_bytes() const { return operand_copies() * operand_quads() * 16; }

@@ -84,8 +84,7 @@ void Timing::predict(Choice& choice) const {
   choice.us_per_step = std::max(launches * waves * shared_step / c_.cycles, memory_us(t));
 
   // Weights are put into the warps' order by a kernel of each group, and read once by every team.
-  double const weights =
-      static_cast<double>(t.team) * t.row_groups * t.depth_splits * t.split_slabs() * t.slab_quads() * 16;
+  double const weights = static_cast<double>(t.packed_quads()) * 16;
   double const packing = static_cast<double>(p_.groups * p_.heads) * 3 * weights / c_.memory_bytes;
   choice.fixed_us = launches * c_.stationary_launch_us + static_cast<double>(p_.groups) * c_.launch_us + packing;
 }

@@ -7,13 +7,8 @@
 
 namespace rnnkern::stationary {
 
-// Quads of one recurrence: [rank][warp][slab of the warp][tile of 16 rows][rows g or g + 8][lane].
-RNNKERN_HD int64_t packed_warp_quads(const Tiling& t) { return int64_t{t.split_slabs()} * t.slab_quads(); }
-RNNKERN_HD int64_t packed_quads(const Tiling& t) {
-  return packed_warp_quads(t) * t.team * t.row_groups * t.depth_splits;
-}
-
-// Over [heads * packed_quads / 32, 32].
+// Of one recurrence: [rank][warp][slab of the warp][tile of 16 rows][rows g or g + 8][lane]. Over
+// [heads * packed_quads / 32, 32].
 template <class T>
 struct PackWeights {
   Tiling tiling;
