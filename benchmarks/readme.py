@@ -159,9 +159,9 @@ def newest_machine(found: list[Run]) -> list[Run]:
     return [run for run in found if run.machine == newest]
 
 
-def most_of(found: list[Run]) -> Run:
-    """The run of the most problems, threads, and the newest of such."""
-    return max(found, key=lambda run: (len(list(run.problems())), run.threads, run.results.created))
+def most_drawn(found: list[Run]) -> Run:
+    """The run of which most is drawn, with the most threads, and the newest of such."""
+    return max(found, key=lambda run: (sum(len(plot.points) for plot in drawn(run)), run.threads, run.results.created))
 
 
 def section(found: list[Run]) -> str:
@@ -178,7 +178,7 @@ def section(found: list[Run]) -> str:
             "On a CPU, over all that was measured of `grid` (H 32 to 1024, B 1 to 256, bfloat16 B 1 and 16): × the "
             "better peer, geometric mean (the lowest of how many problems).",
             overview(grid),
-            *pictures(most_of(newest_machine(grid)), "benchmarks/results/plots"),
+            *pictures(most_drawn(newest_machine(grid)), "benchmarks/results/plots"),
         ]
     if quick:
         parts += [
