@@ -316,14 +316,8 @@ Layer::Layer(const LayerArguments& arguments) {
     group.schedule.batch_sizes = packed ? batch_sizes.const_data_ptr<int64_t>() : nullptr;
     group.x = member(input, ensemble, n);
     int64_t const biases = problem.int8 ? 0 : 2;
-    if (problem.bias) {
-      group.b_ih = member(own[biases], ensemble, n);
-      group.b_hh = member(own[biases + 1], ensemble, n);
-    }
-    if (!problem.int8) {
-      group.w_ih = member(own[0], ensemble, n);
-      group.w_hh = member(own[1], ensemble, n);
-    }
+    if (problem.bias) group.b_ih = member(own[biases], ensemble, n), group.b_hh = member(own[biases + 1], ensemble, n);
+    if (!problem.int8) group.w_ih = member(own[0], ensemble, n), group.w_hh = member(own[1], ensemble, n);
     if (projection && !problem.int8) group.w_hr = member(own[weights_per_direction - 1], ensemble, n);
     auto const direction = [&](const Tensor& tensor, int64_t elements, int64_t element_bytes) -> const char* {
       const char* const start = member(tensor, ensemble, n);
